@@ -1,0 +1,62 @@
+# People and CI use the same commands. `make help` lists them.
+
+PG ?= 15
+TESTNAME ?=
+export PG
+
+# Only a PG_CONFIG that was typed counts: one that happens to be in the environment must not
+# send the tests into a PostgreSQL that is in use.
+ifneq ($(origin PG_CONFIG),command line)
+unexport PG_CONFIG
+override PG_CONFIG :=
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test install run bench lint package clean setup
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PG=15 (default), 16, 17 or 18 chooses the PostgreSQL; PG=16 needs PG_CONFIG=/path/to/pg_config too."
+	@echo "  All but install use a private PostgreSQL below ~/.cache/tenant_rls (root: /var/cache/tenant_rls; TENANT_RLS_CACHE moves it)."
+
+demo: ## A private throwaway cluster with a tour; leaves it running
+	@scripts/setup $(PG)
+	@scripts/install $(PG) run
+	@scripts/demo
+
+test: ## Everything; TESTNAME=… for the tests with that in their name
+	@scripts/setup 15 $(filter-out 15,$(PG))
+	@scripts/test $(PG) $(TESTNAME)
+
+install: ## Build a release and install it into PG_CONFIG=… (default: the first pg_config in PATH)
+	@scripts/setup
+	@scripts/install --into $(or $(PG_CONFIG),pg_config)
+
+run: ## A private cluster with the extension, and psql
+	@scripts/setup $(PG)
+	@scripts/install $(PG) run
+	@scripts/cluster start
+	@scripts/cluster psql -- -q -c 'CREATE EXTENSION IF NOT EXISTS tenant_rls'
+	@scripts/cluster psql
+	@echo "The cluster is still running; stop it with: scripts/cluster stop"
+
+bench: ## Measure, into bench/results/
+	@scripts/setup $(PG)
+	@scripts/install $(PG) run
+	@bench/run
+
+lint: ## rustfmt, clippy, rustdoc, cargo-deny, pgspot, shellcheck
+	@scripts/setup --lint $(PG)
+	@scripts/lint
+
+package: ## dist/tenant_rls-<version>-pg<major>-<arch>.tar.gz
+	@scripts/setup $(PG)
+	@scripts/package $(PG)
+
+clean: ## Stop and delete our clusters; delete target/ and dist/
+	@scripts/cluster destroy --all
+	@rm -rf target dist
+
+setup: ## Only install what is missing
+	@scripts/setup $(PG)

@@ -1,0 +1,56 @@
+-- Who may call and read what. Everything is taken from PUBLIC first, then given with a reason.
+
+DO $$
+DECLARE
+    f regprocedure;
+    v regclass;
+BEGIN
+    FOR f IN
+        SELECT d.objid::pg_catalog.regprocedure
+        FROM pg_catalog.pg_depend AS d
+        JOIN pg_catalog.pg_extension AS e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+        WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+        AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+        AND d.deptype OPERATOR(pg_catalog.=) 'e'
+        AND e.extname OPERATOR(pg_catalog.=) 'tenant_rls'
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+    END LOOP;
+    FOREACH v IN ARRAY ARRAY[
+        '@extschema@.tenant_usage', '@extschema@.tenant_usage_history', '@extschema@.tenant_storage',
+        '@extschema@.tenant_tables', '@extschema@.tenant_quota_invariants'
+    ]::pg_catalog.regclass[]
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', v);
+    END LOOP;
+END
+$$;
+
+-- Policies, column defaults and views call these as whoever runs the statement. They tell the session its own tenant.
+GRANT EXECUTE ON FUNCTION @extschema@.current_tenant() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.current_tenant_key() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.required_tenant() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.required_tenant_key() TO PUBLIC;
+
+-- A table's owner may do these with its own rights; each checks the ownership itself.
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_protect(regclass, name, boolean) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_unprotect(regclass) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_protect_schema(regnamespace) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_attach(regclass, text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_detach(regclass, text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_reconcile(regclass) TO PUBLIC;
+
+-- Views run the functions in them as whoever reads the view; each checks what that role may see.
+GRANT EXECUTE ON FUNCTION tenant_rls.sees_all() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION tenant_rls.usage_of(uuid) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION tenant_rls.storage_of(uuid) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION tenant_rls.invariants() TO PUBLIC;
+
+-- A table's owner creates the triggers that call this one, and writers of the table fire it.
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_gauge_changed() TO PUBLIC;
+
+-- The server's own role for statistics sees the usage of all tenants.
+GRANT SELECT ON @extschema@.tenant_usage TO pg_read_all_stats;
+GRANT SELECT ON @extschema@.tenant_usage_history TO pg_read_all_stats;
+GRANT SELECT ON @extschema@.tenant_storage TO pg_read_all_stats;
+GRANT SELECT ON @extschema@.tenant_quota_invariants TO pg_read_all_stats;

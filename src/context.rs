@@ -1,0 +1,167 @@
+//! The tenant that a session acts for.
+//!
+//! `app.current_tenant` is a request; what holds is decided when it is used, by [`held`]. See
+//! [`setting`] for the ways in, [`current`] for what policies call, [`marker`] for the rule that one statement
+//! sees one tenant, [`grant`] for who may act for whom.
+
+mod current;
+pub mod fence;
+pub mod grant;
+pub mod marker;
+pub mod setting;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use pgrx::prelude::*;
+use pgrx::{JsonB, Uuid, pg_sys};
+
+use crate::backend::Backend;
+use crate::error::{Error, Result, or_raise};
+use crate::plan::{CachedPlan, as_owner};
+use crate::registry::{self, Tenant};
+use crate::tenant::TenantId;
+
+/// What was found valid, and for what.
+struct Held {
+    registry: u64,
+    setting: u64,
+    role: pg_sys::Oid,
+    tenant: Rc<Tenant>,
+}
+
+static HELD: Backend<RefCell<Option<Held>>> = Backend::new(RefCell::new(None));
+
+/// The tenant that the session acts for now, `None` when none is set, or why the one that is set does not hold.
+///
+/// Call [`registry::accept_invalidations`] before, once per statement.
+pub fn held() -> Result<Option<Rc<Tenant>>> {
+    if setting::failed() {
+        return Err(Error::FailedAttempt);
+    }
+    let value = setting::value();
+    let Some(id) = value.tenant else { return Ok(None) };
+    let role = registry::acting_role();
+    if let Some(held) = &*HELD.borrow()
+        && held.registry == registry::generation()
+        && held.setting == setting::generation()
+        && held.role == role
+    {
+        return Ok(Some(held.tenant.clone()));
+    }
+    let before = registry::generation();
+    let tenant = registry::admit(role, id)?;
+    if value.created_at != 0 && value.created_at != tenant.created_at {
+        return Err(Error::Reborn(id));
+    }
+    *HELD.borrow_mut() =
+        Some(Held { registry: before, setting: setting::generation(), role, tenant: tenant.clone() });
+    Ok(Some(tenant))
+}
+
+/// The tenant that holds now, for functions that need one.
+pub fn required() -> Result<Rc<Tenant>> {
+    registry::accept_invalidations();
+    held()?.ok_or(Error::NoTenant)
+}
+
+/// Sets the tenant, and answers with it.
+#[pg_extern(sql = false)]
+fn set_tenant(tenant: Option<Uuid>, is_local: Option<bool>, fcinfo: pg_sys::FunctionCallInfo) -> Uuid {
+    let Some(tenant) = tenant else {
+        setting::attempt_failed();
+        Error::Null("the tenant").raise();
+    };
+    set(TenantId::from_bytes(*tenant.as_bytes()), is_local, fcinfo);
+    tenant
+}
+
+/// Sets the tenant of a bigint key, and answers with its uuid.
+#[pg_extern(sql = false)]
+fn set_tenant_key(tenant_key: Option<i64>, is_local: Option<bool>, fcinfo: pg_sys::FunctionCallInfo) -> Uuid {
+    // Until it has succeeded, the attempt counts as failed.
+    setting::attempt_failed();
+    let id = or_raise(tenant_of_key(tenant_key));
+    set(id, is_local, fcinfo);
+    Uuid::from_bytes(*id.as_bytes())
+}
+
+fn tenant_of_key(key: Option<i64>) -> Result<TenantId> {
+    let key = key.ok_or(Error::Null("the tenant key"))?;
+    registry::accept_invalidations();
+    let role = registry::acting_role();
+    match registry::tenant_of_key(key)? {
+        Some(id) => Ok(id),
+        None if registry::rights(role)?.every => Err(Error::UnknownKey(key)),
+        None => Err(Error::NotGranted { role: registry::role_name(role) }),
+    }
+}
+
+fn set(id: TenantId, is_local: Option<bool>, fcinfo: pg_sys::FunctionCallInfo) {
+    let Some(is_local) = is_local else {
+        setting::attempt_failed();
+        Error::Null("is_local").raise();
+    };
+    setting::set(Some(id), is_local);
+    if is_local && is_alone(fcinfo) {
+        pgrx::warning!(
+            "set_tenant() without a transaction block has no effect: it holds until the end of the transaction"
+        );
+    }
+}
+
+/// Whether the call is a statement of its own, whose transaction ends with it. A call from inside a function
+/// or a DO block is not: the rest of that still runs.
+fn is_alone(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    // SAFETY: reads the state of the transaction, and the contexts of the portal and the query that are
+    // running this very call.
+    unsafe {
+        if pg_sys::IsTransactionBlock() || pg_sys::ActivePortal.is_null() {
+            return false;
+        }
+        let query = (*(*fcinfo).flinfo).fn_mcxt;
+        !query.is_null() && (*query).parent == (*pg_sys::ActivePortal).portalContext
+    }
+}
+
+/// Sets no tenant, for the session, as RESET does.
+#[pg_extern(sql = false)]
+fn reset_tenant() {
+    setting::set(None, false);
+}
+
+/// What a middleware loads per request.
+#[pg_extern(sql = false)]
+fn tenant_context() -> JsonB {
+    let tenant = or_raise(required());
+    let (region, settings) = or_raise(region_and_settings(&tenant));
+    JsonB(serde_json::json!({
+        "tenantId": tenant.id.to_string(),
+        "plan": &*tenant.plan,
+        "region": region,
+        "features": [],
+        "featureValues": {},
+        "settings": settings,
+        "status": tenant.status.as_str(),
+    }))
+}
+
+fn region_and_settings(tenant: &Tenant) -> Result<(Option<String>, serde_json::Value)> {
+    static PLAN: CachedPlan = CachedPlan::new(
+        c"SELECT t.region, t.settings FROM tenant_rls.tenants AS t WHERE t.tenant_id OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::UUIDOID],
+    );
+    as_owner(|| {
+        PLAN.first(&[Uuid::from_bytes(*tenant.id.as_bytes()).into_datum()], |row| {
+            let settings = row.get::<JsonB>(2).map_or_else(|| serde_json::json!({}), |json| json.0);
+            (row.get::<String>(1), settings)
+        })
+        .unwrap_or_default()
+    })
+}
+
+/// The role that counts for rights, for the record of changes.
+#[pg_extern(sql = false)]
+fn acting_role() -> String {
+    registry::role_name(registry::acting_role())
+}

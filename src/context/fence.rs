@@ -1,0 +1,103 @@
+//! Writers of a tenant, and the fence that waits for them.
+//!
+//! # Lock protocol
+//!
+//! Every transaction that writes rows of a tenant holds a lock of its own kind on the tenant, in share mode,
+//! until it ends. [`close`] takes it exclusively: it waits for the writers that are at work, and those that
+//! come later wait for it, then see the fence. No SQL command reaches these locks, and pg_locks shows them as
+//! advisory locks with objsubid 7215.
+
+use std::cell::Cell;
+use std::ffi::CString;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::registry::{self, Tenant};
+use crate::tenant::{Status, TenantId};
+
+/// SQL can take advisory locks of class 1 and 2 only.
+const CLASS: u16 = 7215;
+
+/// The tenant whose share lock the current transaction holds: asking again is a comparison.
+static SHARED: Backend<Cell<Option<(pg_sys::LocalTransactionId, pg_sys::SubTransactionId, TenantId)>>> =
+    Backend::new(Cell::new(None));
+
+fn tag(id: TenantId) -> pg_sys::LOCKTAG {
+    // Two tenants of the same half wait for each other now and then; uuids make that rare and it is harmless.
+    let bytes = id.as_bytes();
+    let part = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    pg_sys::LOCKTAG {
+        // SAFETY: reads a variable of the backend.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: part(0) ^ part(4),
+        locktag_field3: part(8) ^ part(12),
+        locktag_field4: CLASS,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    }
+}
+
+/// Admits a writer: keeps a fence from closing until the transaction ends, and refuses behind a closed one.
+pub fn enter(tenant: &Tenant) -> Result<()> {
+    // SAFETY: reads the backend's own state.
+    let now = unsafe { (local_transaction(), pg_sys::GetCurrentSubTransactionId()) };
+    let known = (now.0, now.1, tenant.id);
+    if SHARED.get() != Some(known) {
+        let tag = tag(tenant.id);
+        // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it.
+        unsafe { pg_sys::LockAcquire(&tag, pg_sys::ShareLock as i32, false, false) };
+        SHARED.set(Some(known));
+        registry::accept_invalidations();
+    }
+    // A fence that closed while this waited is seen only now.
+    match registry::tenant(tenant.id)? {
+        Some(tenant) if tenant.status == Status::Fenced => Err(Error::Fenced(tenant.id)),
+        _ => Ok(()),
+    }
+}
+
+unsafe fn local_transaction() -> pg_sys::LocalTransactionId {
+    // SAFETY: a backend has its entry for as long as it can run a function.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        return (*pg_sys::MyProc).lxid;
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+        return (*pg_sys::MyProc).vxid.lxid;
+    }
+}
+
+/// Waits until no other transaction writes for the tenant, and keeps new writers out until this one ends.
+pub fn close(id: TenantId, timeout_ms: i64) -> Result<()> {
+    let tag = tag(id);
+    // SAFETY: the setting is put back at the end of this function or, after an error, of the transaction.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    let text = CString::new(timeout_ms.to_string()).unwrap_or_default();
+    // SAFETY: as above; both strings outlive the calls. A lock that is not had in time raises 55P03, which is
+    // raised again under its own name: nothing goes on after it in this transaction.
+    unsafe {
+        pg_sys::set_config_option(
+            c"lock_timeout".as_ptr(),
+            text.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+        let got = PgTryBuilder::new(|| {
+            pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, false);
+            true
+        })
+        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| false)
+        .execute();
+        if !got {
+            return Err(Error::StillWriting { tenant: id, waited: format!("{timeout_ms} ms") });
+        }
+        pg_sys::AtEOXact_GUC(true, level);
+    }
+    Ok(())
+}

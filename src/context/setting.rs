@@ -1,0 +1,310 @@
+//! The setting `app.current_tenant`.
+//!
+//! Every way to set it — SET, SET LOCAL, set_config, UPDATE pg_settings, PGOPTIONS, a function's SET clause,
+//! ALTER ROLE and ALTER DATABASE — ends in the check hook here, which validates; the assign hook keeps the
+//! parsed value. Whether the value still holds is decided again when it is used: see [`super::held`].
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::marker;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::registry;
+use crate::tenant::{CANONICAL_LEN, Status, TenantId};
+
+/// The name of the setting.
+pub const NAME: &CStr = c"app.current_tenant";
+
+/// What the setting holds, as the check hook hands it to the assign hook.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Value {
+    /// The tenant, unless the setting is empty.
+    pub tenant: Option<TenantId>,
+    /// When that tenant was registered, unless nobody could look (0): its successor is another tenant.
+    pub created_at: i64,
+    /// Whether the value came with the session rather than from a statement.
+    at_start: bool,
+}
+
+const NONE: Value = Value { tenant: None, created_at: 0, at_start: true };
+
+static VALUE: Backend<Cell<Value>> = Backend::new(Cell::new(NONE));
+static GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(0));
+static LOADING: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+static FAILED: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+
+/// The storage that the server assigns the text to.
+struct Text(Cell<*mut c_char>);
+// SAFETY: only the server writes it, in the one thread of the backend.
+unsafe impl Sync for Text {}
+static TEXT: Text = Text(Cell::new(std::ptr::null_mut()));
+
+/// What the session asks for.
+#[inline]
+pub fn value() -> Value {
+    VALUE.get()
+}
+
+/// Grows with every change of the tenant.
+#[inline]
+pub fn generation() -> u64 {
+    GENERATION.get()
+}
+
+/// Whether the last attempt to set a tenant failed. Code that ignores the error gets nothing, not the
+/// previous tenant.
+pub fn failed() -> bool {
+    FAILED.get()
+}
+
+/// Notes an attempt that failed before it reached the setting.
+pub fn attempt_failed() {
+    FAILED.set(true);
+}
+
+/// Defines the setting. What the session holds of that name already is checked here by the server: a value
+/// that fails is dropped with a WARNING.
+pub fn init() {
+    LOADING.set(true);
+    let flags = pg_sys::GUC_REPORT | pg_sys::GUC_DISALLOW_IN_FILE | pg_sys::GUC_NOT_WHILE_SEC_REST;
+    // SAFETY: the strings are static, the storage lives as long as the library, which is never unloaded,
+    // and the hooks have the server's signatures.
+    unsafe {
+        pg_sys::DefineCustomStringVariable(
+            NAME.as_ptr(),
+            c"The tenant that the session acts for.".as_ptr(),
+            c"Set it with set_tenant(tenant); every other way is validated in the same way. Empty: none.".as_ptr(),
+            TEXT.0.as_ptr(),
+            c"".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            flags as c_int,
+            Some(check),
+            Some(assign),
+            None,
+        );
+    }
+    LOADING.set(false);
+}
+
+/// Sets the tenant as SET (or, if `is_local`, SET LOCAL) does, through the check hook.
+pub fn set(tenant: Option<TenantId>, is_local: bool) {
+    let text = tenant.map(|id| id.to_string()).unwrap_or_default();
+    let Ok(text) = CString::new(text) else { return };
+    let action =
+        if is_local { pg_sys::GucAction::GUC_ACTION_LOCAL } else { pg_sys::GucAction::GUC_ACTION_SET };
+    // SAFETY: both strings outlive the call, which copies them. A refusal raises.
+    unsafe {
+        pg_sys::set_config_option(
+            NAME.as_ptr(),
+            text.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            action,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check(
+    new: *mut *mut c_char,
+    extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: the server hands a pointer to its copy of the new text, which is null only where the boot value
+    // is null, and ours is not.
+    let text = unsafe { CStr::from_ptr(*new) };
+    let tests_only = source == pg_sys::GucSource::PGC_S_TEST;
+    match validate(text, source) {
+        Ok(value) => {
+            // SAFETY: as above; the server frees what it gets with the allocator it came from.
+            if !unsafe { store(value, new, extra) } {
+                return false;
+            }
+            if !tests_only && source >= pg_sys::GucSource::PGC_S_INTERACTIVE {
+                FAILED.set(false);
+            }
+            true
+        }
+        Err(error) => {
+            if !tests_only {
+                FAILED.set(true);
+            }
+            report(&error);
+            false
+        }
+    }
+}
+
+fn validate(text: &CStr, source: pg_sys::GucSource::Type) -> Result<Value> {
+    use pg_sys::GucSource::*;
+    let at_start = source < PGC_S_INTERACTIVE;
+    let none = Value { at_start, ..NONE };
+    if matches!(source, PGC_S_ENV_VAR | PGC_S_FILE | PGC_S_ARGV | PGC_S_GLOBAL) && !text.is_empty() {
+        return Err(Error::NotFromThere);
+    }
+    // SAFETY: reads a variable of the backend.
+    let in_worker = unsafe { pg_sys::InitializingParallelWorker };
+    let parse = || {
+        let lossy = text.to_string_lossy();
+        TenantId::parse(&lossy).map_err(|_| Error::NotAUuid(lossy.into_owned()))
+    };
+    if in_worker {
+        // The leader has validated it; here nothing can be looked up yet.
+        return if text.is_empty() { Ok(none) } else { parse().map(|id| Value { tenant: Some(id), ..none }) };
+    }
+    // SAFETY: reads the state of the transaction.
+    let in_transaction = unsafe { pg_sys::IsTransactionState() };
+    if source == PGC_S_TEST {
+        // ALTER ROLE … SET and a function's SET clause: who will act is not known before it is used.
+        if !text.is_empty() && in_transaction && registry::installed() {
+            parse()?;
+        }
+        return Ok(none);
+    }
+    if text.is_empty() {
+        if in_transaction && marker::blocks(None) {
+            return Err(Error::SwitchInStatement);
+        }
+        return Ok(none);
+    }
+    if !in_transaction {
+        return Err(Error::NoTransaction);
+    }
+    // In a database without the extension the text means nothing.
+    if !registry::installed() {
+        return Ok(none);
+    }
+    let id = parse()?;
+    if marker::blocks(Some(id)) {
+        return Err(Error::SwitchInStatement);
+    }
+    registry::accept_invalidations();
+    let role = registry::acting_role();
+    let tenant = registry::admit(role, id)?;
+    if LOADING.get() && tenant.status == Status::Fenced {
+        // The statement that loads the library began before the hooks that hold writers back were there.
+        return Err(Error::Fenced(id));
+    }
+    if source >= PGC_S_INTERACTIVE && registry::rights(role)?.bypasses && value().tenant != Some(id) {
+        pgrx::warning!(
+            "policies do not hold for role \"{}\", which is superuser or has BYPASSRLS",
+            registry::role_name(role)
+        );
+    }
+    Ok(Value { tenant: Some(id), created_at: tenant.created_at, at_start })
+}
+
+/// Hands the server the canonical text and the parsed value.
+///
+/// # Safety
+///
+/// `new` and `extra` are those of a check hook.
+unsafe fn store(value: Value, new: *mut *mut c_char, extra: *mut *mut c_void) -> bool {
+    // SAFETY: what is written has just been allocated in that size, and what is freed came from the same
+    // allocator, as the server promises of a check hook's text.
+    unsafe {
+        if let Some(id) = value.tenant {
+            let mut buffer = [0u8; CANONICAL_LEN];
+            let canonical = id.write_canonical(&mut buffer);
+            if CStr::from_ptr(*new).to_bytes() != canonical.as_bytes() {
+                let copy = memory::allocate(CANONICAL_LEN + 1).cast::<u8>();
+                if copy.is_null() {
+                    return false;
+                }
+                std::ptr::copy_nonoverlapping(canonical.as_ptr(), copy, CANONICAL_LEN);
+                *copy.add(CANONICAL_LEN) = 0;
+                memory::free((*new).cast());
+                *new = copy.cast();
+            }
+        }
+        let kept = memory::allocate(size_of::<Value>()).cast::<Value>();
+        if kept.is_null() {
+            return false;
+        }
+        kept.write(value);
+        *extra = kept.cast();
+        true
+    }
+}
+
+/// The allocator of setting texts: malloc up to PostgreSQL 15, a memory context since 16.
+mod memory {
+    use std::ffi::c_void;
+
+    #[cfg(feature = "pg15")]
+    pub unsafe fn allocate(size: usize) -> *mut c_void {
+        unsafe extern "C" {
+            fn malloc(size: usize) -> *mut c_void;
+        }
+        // SAFETY: plain malloc; the caller checks for null.
+        unsafe { malloc(size) }
+    }
+
+    #[cfg(feature = "pg15")]
+    pub unsafe fn free(pointer: *mut c_void) {
+        unsafe extern "C" {
+            fn free(pointer: *mut c_void);
+        }
+        // SAFETY: the caller hands what malloc gave.
+        unsafe { free(pointer) }
+    }
+
+    #[cfg(not(feature = "pg15"))]
+    pub unsafe fn allocate(size: usize) -> *mut c_void {
+        // SAFETY: at level LOG the server answers null instead of raising.
+        unsafe { pgrx::pg_sys::guc_malloc(pgrx::pg_sys::LOG as i32, size) }
+    }
+
+    #[cfg(not(feature = "pg15"))]
+    pub unsafe fn free(pointer: *mut c_void) {
+        // SAFETY: the caller hands what guc_malloc gave.
+        unsafe { pgrx::pg_sys::guc_free(pointer) }
+    }
+}
+
+/// Tells the server why the value is refused.
+fn report(error: &Error) {
+    let text = error.text();
+    // SAFETY: the server reads the strings right after the hook returns, and does not free them; memory of
+    // the current context lives that long.
+    unsafe {
+        pg_sys::GUC_check_errcode(text.code as c_int);
+        pg_sys::GUC_check_errmsg_string = palloc_string(&text.message);
+        pg_sys::GUC_check_errdetail_string = text.detail.as_deref().map_or(std::ptr::null_mut(), palloc_string);
+        pg_sys::GUC_check_errhint_string = text.hint.as_deref().map_or(std::ptr::null_mut(), palloc_string);
+    }
+}
+
+fn palloc_string(text: &str) -> *mut c_char {
+    let text = text.replace('\0', "");
+    // SAFETY: one byte more than the text, which has no zero inside.
+    unsafe {
+        let copy = pg_sys::palloc(text.len() + 1).cast::<u8>();
+        std::ptr::copy_nonoverlapping(text.as_ptr(), copy, text.len());
+        *copy.add(text.len()) = 0;
+        copy.cast()
+    }
+}
+
+// Called also while a transaction ends, in a commit or an abort: it stores, and no more.
+unsafe extern "C-unwind" fn assign(_text: *const c_char, extra: *mut c_void) {
+    // SAFETY: extra is what the check hook allocated for this value, or null for the boot value.
+    let value = if extra.is_null() { NONE } else { unsafe { *extra.cast::<Value>() } };
+    let old = VALUE.replace(value);
+    if old.tenant != value.tenant || old.created_at != value.created_at {
+        GENERATION.set(GENERATION.get() + 1);
+    }
+    // RESET returns to the start value without asking the check hook, and is an attempt that succeeds.
+    // SAFETY: reads the state of the transaction; a rollback and a commit are outside it.
+    if FAILED.get() && value.at_start && unsafe { pg_sys::IsTransactionState() } {
+        FAILED.set(false);
+    }
+}

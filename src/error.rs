@@ -1,0 +1,358 @@
+//! Every error a user can meet: its SQLSTATE, message, facts and advice.
+//!
+//! The wording follows PostgreSQL's message style guide: the primary message in lower case without a full
+//! stop, facts as sentences in DETAIL, advice as sentences in HINT. This is the only place that raises.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+
+use crate::tenant::TenantId;
+
+/// What went wrong.
+#[derive(Clone, Debug)]
+pub enum Error {
+    /// A protected row, or a function that needs one, was reached without a tenant.
+    NoTenant,
+    /// The last attempt to set a tenant failed, and nothing was set since.
+    FailedAttempt,
+    /// The tenant changed while a statement that had used the old one was open.
+    ChangedInStatement,
+    /// Another tenant was asked for while a statement that has used the old one is open.
+    SwitchInStatement,
+    /// The text of the setting is not a uuid.
+    NotAUuid(String),
+    /// The setting came from where no session could be checked: a configuration file or the command line.
+    NotFromThere,
+    /// The setting came outside a transaction, where nothing can be looked up.
+    NoTransaction,
+    /// An argument was NULL where NULL could be read as everything.
+    Null(&'static str),
+    /// An argument has a value that its type allows and its meaning does not.
+    Invalid { what: &'static str, value: String, hint: String },
+    /// No such tenant; said only to a role that may act for every tenant.
+    UnknownTenant(TenantId),
+    /// No tenant has this key; said only to a role that may act for every tenant.
+    UnknownKey(i64),
+    /// The role may not act for the tenant, whether the tenant exists or not.
+    NotGranted { role: String },
+    /// The role may act for the tenant only with a signed ticket.
+    TicketRequired { role: String },
+    /// The tenant is suspended.
+    Suspended { tenant: TenantId, reason: Option<String> },
+    /// The tenant is deleted.
+    Deleted(TenantId),
+    /// The tenant was purged and created again since the session set it.
+    Reborn(TenantId),
+    /// The tenant is fenced, and the statement writes.
+    Fenced(TenantId),
+    /// The tenant has no bigint key, and a table needs one.
+    NoKey(TenantId),
+    /// Writers of the tenant were still open when the time was up.
+    StillWriting { tenant: TenantId, waited: String },
+    /// The tenant, plan, resource … exists already.
+    Exists { what: &'static str, name: String, hint: &'static str },
+    /// The plan, resource … does not exist.
+    Unknown { what: &'static str, name: String, known: Vec<String>, hint: &'static str },
+    /// The tenant has another status than the call needs.
+    WrongStatus { tenant: TenantId, status: &'static str, hint: &'static str },
+    /// The plan says nothing about the resource.
+    NoLimit { plan: String, resource: String },
+    /// The role is not what the call needs.
+    NotPermitted { what: String, hint: &'static str },
+    /// The relation is of a kind that cannot be protected.
+    WrongKind { relation: String, why: String, hint: &'static str },
+    /// The table has no such column.
+    NoColumn { relation: String, column: String },
+    /// The tenant column has a type that tenants are not named with.
+    WrongType { relation: String, column: String, type_name: String },
+    /// The tenant column has rows without a tenant.
+    Nulls { relation: String, column: String, count: i64 },
+    /// The table is not protected, and the call needs it to be.
+    NotProtected { relation: String },
+    /// The plan is used up. The detail is a JSON object.
+    Exhausted { resource: String, detail: String, gauge: bool },
+    /// More was given back than was taken.
+    BelowZero { resource: String, used: i64, amount: i64 },
+    /// A counter cannot be given back.
+    NotAGauge { resource: String },
+    /// The gauge follows the rows of a table, and was changed by hand.
+    Attached { resource: String },
+    /// What was asked for is not possible in this mode or version.
+    Unsupported { what: String, detail: String, hint: &'static str },
+    /// The extension is not installed in this database, or its tables are gone.
+    NotInstalled,
+}
+
+/// The parts of an error report.
+pub struct Text {
+    /// The SQLSTATE.
+    pub code: PgSqlErrorCode,
+    /// The primary message.
+    pub message: String,
+    /// Facts.
+    pub detail: Option<String>,
+    /// Advice.
+    pub hint: Option<String>,
+}
+
+impl Error {
+    /// The SQLSTATE, message, detail and hint.
+    pub fn text(&self) -> Text {
+        use PgSqlErrorCode::*;
+        let (code, message, detail, hint): (_, String, String, String) = match self {
+            Error::NoTenant => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "no tenant is set".into(),
+                "A protected table can be used only by a session that acts for a tenant.".into(),
+                "Call set_tenant(tenant) first, in the same transaction.".into(),
+            ),
+            Error::FailedAttempt => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "no tenant is set".into(),
+                "The last attempt to set a tenant failed, which leaves the session without one.".into(),
+                "Call set_tenant(tenant) with a tenant that the role may act for.".into(),
+            ),
+            Error::ChangedInStatement => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the tenant changed within a statement".into(),
+                "One statement sees the rows of one tenant.".into(),
+                "Set the tenant before the statement, or close the cursor first.".into(),
+            ),
+            Error::SwitchInStatement => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "cannot change the tenant while a statement that uses protected tables is open".into(),
+                "One statement sees the rows of one tenant.".into(),
+                "Finish the statement, or close the cursor, before setting another tenant.".into(),
+            ),
+            Error::NotAUuid(value) => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "invalid value for parameter \"app.current_tenant\"".into(),
+                format!("\"{}\" is not a uuid.", shorten(value)),
+                "Use the uuid of a tenant, or set_tenant_key for a bigint key.".into(),
+            ),
+            Error::NotFromThere => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                "parameter \"app.current_tenant\" cannot be set in a configuration file or on the command line".into(),
+                String::new(),
+                "Call set_tenant(tenant) in the session.".into(),
+            ),
+            Error::NoTransaction => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "parameter \"app.current_tenant\" cannot be set outside a transaction".into(),
+                String::new(),
+                String::new(),
+            ),
+            Error::Null(what) => (
+                ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                format!("{what} must not be null"),
+                "NULL is never read as everything.".into(),
+                String::new(),
+            ),
+            Error::Invalid { what, value, hint } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid {what}: \"{}\"", shorten(value)),
+                String::new(),
+                hint.clone(),
+            ),
+            Error::UnknownTenant(tenant) => (
+                ERRCODE_UNDEFINED_OBJECT,
+                format!("tenant \"{tenant}\" does not exist"),
+                String::new(),
+                "Register it with tenant_create(tenant).".into(),
+            ),
+            Error::UnknownKey(key) => (
+                ERRCODE_UNDEFINED_OBJECT,
+                format!("no tenant has the key {key}"),
+                String::new(),
+                "Register it with tenant_create(tenant_key => …).".into(),
+            ),
+            Error::NotGranted { role } => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("role \"{role}\" may not act for this tenant"),
+                String::new(),
+                "Grant it with tenant_grant(role, tenant) or tenant_grant(role).".into(),
+            ),
+            Error::TicketRequired { role } => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("role \"{role}\" needs a ticket to act for this tenant"),
+                "The role was granted the tenant with ticket_required.".into(),
+                "Grant it again without ticket_required, or use a role that needs no ticket.".into(),
+            ),
+            Error::Suspended { tenant, reason } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the tenant is suspended".into(),
+                match reason {
+                    Some(reason) => format!("Tenant {tenant} is suspended: {reason}."),
+                    None => format!("Tenant {tenant} is suspended."),
+                },
+                "An operator can resume it with tenant_resume(tenant).".into(),
+            ),
+            Error::Deleted(tenant) => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the tenant is deleted".into(),
+                format!("Tenant {tenant} is deleted."),
+                String::new(),
+            ),
+            Error::Reborn(tenant) => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the tenant of this session was removed and created again".into(),
+                format!("Tenant {tenant} is another tenant now."),
+                "Call set_tenant(tenant) again.".into(),
+            ),
+            Error::Fenced(tenant) => (
+                ERRCODE_READ_ONLY_SQL_TRANSACTION,
+                "the tenant is fenced".into(),
+                format!("Tenant {tenant} can be read, not written, until the fence is lifted."),
+                "Try again later; an operator lifts the fence with tenant_unfence(tenant).".into(),
+            ),
+            Error::NoKey(tenant) => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the tenant has no key".into(),
+                format!("Tenant {tenant} was created without a tenant_key, which bigint and integer columns need."),
+                "Set tenant_rls.tenants.tenant_key of this tenant.".into(),
+            ),
+            Error::StillWriting { tenant, waited } => (
+                ERRCODE_OBJECT_IN_USE,
+                "the tenant still has writers".into(),
+                format!("Transactions that write for tenant {tenant} were still open after {waited}."),
+                "End them, or call again with a longer timeout. Nothing was changed.".into(),
+            ),
+            Error::Exists { what, name, hint } => (
+                ERRCODE_DUPLICATE_OBJECT,
+                format!("{what} \"{name}\" already exists"),
+                String::new(),
+                (*hint).into(),
+            ),
+            Error::Unknown { what, name, known, hint } => (
+                ERRCODE_UNDEFINED_OBJECT,
+                format!("{what} \"{}\" does not exist", shorten(name)),
+                if known.is_empty() { String::new() } else { format!("Known: {}.", known.join(", ")) },
+                (*hint).into(),
+            ),
+            Error::WrongStatus { tenant, status, hint } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the tenant is {status}"),
+                format!("Tenant {tenant} is {status}."),
+                (*hint).into(),
+            ),
+            Error::NoLimit { plan, resource } => (
+                ERRCODE_UNDEFINED_OBJECT,
+                format!("plan \"{plan}\" has no limit for resource \"{resource}\""),
+                "A limit that is missing is never read as unlimited.".into(),
+                "Set one with tenant_plan_limit_set(plan, resource, quota_limit).".into(),
+            ),
+            Error::NotPermitted { what, hint } => {
+                (ERRCODE_INSUFFICIENT_PRIVILEGE, what.clone(), String::new(), (*hint).into())
+            }
+            Error::WrongKind { relation, why, hint } => (
+                ERRCODE_WRONG_OBJECT_TYPE,
+                format!("cannot protect \"{relation}\""),
+                format!("\"{relation}\" {why}."),
+                (*hint).into(),
+            ),
+            Error::NoColumn { relation, column } => (
+                ERRCODE_UNDEFINED_COLUMN,
+                format!("column \"{column}\" of table \"{relation}\" does not exist"),
+                String::new(),
+                "Add the column, or name the tenant column in the second argument.".into(),
+            ),
+            Error::WrongType { relation, column, type_name } => (
+                ERRCODE_DATATYPE_MISMATCH,
+                format!("column \"{column}\" of table \"{relation}\" cannot hold a tenant"),
+                format!("The column is of type {type_name}; a tenant column is uuid, bigint or integer."),
+                String::new(),
+            ),
+            Error::Nulls { relation, column, count } => (
+                ERRCODE_NOT_NULL_VIOLATION,
+                format!("column \"{column}\" of table \"{relation}\" contains null values"),
+                format!("{count} rows belong to no tenant."),
+                "Give these rows a tenant, or delete them, then protect the table.".into(),
+            ),
+            Error::NotProtected { relation } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("table \"{relation}\" is not protected"),
+                String::new(),
+                "Call tenant_protect on it first; for a partition or child, on its root.".into(),
+            ),
+            Error::Exhausted { resource, detail, gauge } => (
+                ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                format!("quota of \"{resource}\" is used up"),
+                detail.clone(),
+                if *gauge {
+                    "Release units, or move the tenant to a larger plan.".into()
+                } else {
+                    "Wait until the period resets, or move the tenant to a larger plan.".into()
+                },
+            ),
+            Error::BelowZero { resource, used, amount } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("cannot release more of \"{resource}\" than is used"),
+                format!("{amount} units were given back, {used} are used."),
+                "A release without a consume is a mistake of the application, or the gauge needs tenant_quota_reconcile.".into(),
+            ),
+            Error::NotAGauge { resource } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("resource \"{resource}\" is not a gauge"),
+                "Units of a counter are used up; they come back with the next period or a rollback.".into(),
+                String::new(),
+            ),
+            Error::Attached { resource } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("gauge \"{resource}\" follows the rows of a table"),
+                "It changes with the rows, and with nothing else.".into(),
+                "Insert or delete rows, or call tenant_quota_detach first.".into(),
+            ),
+            Error::Unsupported { what, detail, hint } => {
+                (ERRCODE_FEATURE_NOT_SUPPORTED, what.clone(), detail.clone(), (*hint).into())
+            }
+            Error::NotInstalled => (
+                ERRCODE_UNDEFINED_OBJECT,
+                "extension \"tenant_rls\" is not installed in this database".into(),
+                String::new(),
+                "Run CREATE EXTENSION tenant_rls.".into(),
+            ),
+        };
+        let some = |text: String| if text.is_empty() { None } else { Some(text) };
+        Text { code, message, detail: some(detail), hint: some(hint) }
+    }
+
+    /// Raises the error in the calling statement.
+    pub fn raise(self) -> ! {
+        ErrorReport::from(self).report(PgLogLevel::ERROR);
+        unreachable!("an error report of level ERROR does not return")
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> ErrorReport {
+        let text = error.text();
+        let mut report = ErrorReport::new(text.code, text.message, "tenant_rls");
+        if let Some(detail) = text.detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = text.hint {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}
+
+/// The result of a function that can raise.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The value, or its error raised in the calling statement.
+pub fn or_raise<T>(result: Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => error.raise(),
+    }
+}
+
+/// Client text as it goes into a message: a megabyte of it helps nobody.
+fn shorten(text: &str) -> String {
+    const MOST: usize = 64;
+    if text.chars().count() <= MOST {
+        return text.into();
+    }
+    text.chars().take(MOST).chain("…".chars()).collect()
+}

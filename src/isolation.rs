@@ -1,0 +1,513 @@
+//! Tables whose rows belong to tenants: protecting them, and taking that back.
+//!
+//! Protection is two policies with the same predicate, `tenant_column = required_tenant()`. The permissive one
+//! lets the tenant's rows through, the RESTRICTIVE one keeps every other permissive policy, present or future,
+//! from letting more through. The whole tree is protected, because a partition or child that is named in a
+//! statement is read under its own policies, not its parent's.
+
+pub mod policy;
+pub mod rows;
+pub mod statement;
+pub mod table;
+
+use std::ffi::CStr;
+
+use pgrx::prelude::*;
+use pgrx::{JsonB, pg_sys};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, or_raise};
+use crate::plan::{CachedPlan, Snapshot, as_owner, as_table_owner, execute_text, read, run_text};
+use crate::registry;
+use policy::{BOUNDARY_POLICY, ISOLATION_POLICY, KeyType, PolicySpec, quote_ident};
+use table::Table;
+
+/// What protecting one table changed, so that unprotecting changes back that and no more.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Undo {
+    not_null: bool,
+    default: bool,
+    enabled: bool,
+    forced: bool,
+    index: Option<String>,
+    grants: Vec<String>,
+    policies: Vec<String>,
+}
+
+/// The tenant column of one table.
+struct Column {
+    number: i16,
+    key: KeyType,
+    not_null: bool,
+    has_default: bool,
+}
+
+#[pg_extern(sql = false)]
+fn tenant_protect(target: Option<pg_sys::Oid>, tenant_column: Option<&CStr>, force: Option<bool>) {
+    let protect = || {
+        let target = target.ok_or(Error::Null("the table"))?;
+        let column = tenant_column.ok_or(Error::Null("the tenant column"))?.to_string_lossy().into_owned();
+        let force = force.ok_or(Error::Null("force"))?;
+        let root = table::find(target)?;
+        check_kind(&root)?;
+        root.check_owner()?;
+        check_parents(&root)?;
+        table::lock_tree(target, pg_sys::AccessExclusiveLock);
+        protect_tree(&root, &column, force)
+    };
+    or_raise(protect());
+}
+
+#[pg_extern(sql = false)]
+fn tenant_unprotect(target: Option<pg_sys::Oid>) {
+    let unprotect = || {
+        let root = table::find(target.ok_or(Error::Null("the table"))?)?;
+        root.check_owner()?;
+        let Some(known) = table::protected(root.oid)? else {
+            return Err(Error::NotProtected { relation: root.display });
+        };
+        if known.root != root.oid {
+            return Err(Error::WrongKind {
+                relation: root.display,
+                why: "is protected as a partition or child of another table".into(),
+                hint: "Unprotect the root of the tree.",
+            });
+        }
+        check_unattached(&root)?;
+        table::lock_tree(root.oid, pg_sys::AccessExclusiveLock);
+        for member in protected_members(root.oid)? {
+            unprotect_one(&table::find(member)?)?;
+        }
+        Ok(())
+    };
+    or_raise(unprotect());
+}
+
+/// Refuses what cannot hold policies, is not the user's, or would not keep them.
+fn check_kind(table: &Table) -> Result<()> {
+    let refuse = |why: &str, hint| Err(Error::WrongKind { relation: table.display.clone(), why: why.into(), hint });
+    if table.of_system {
+        return refuse("is a system relation", "");
+    }
+    if table.of_extension {
+        return refuse("belongs to an extension", "");
+    }
+    match (table.kind, table.persistence) {
+        ('r' | 'p', 't') => refuse("is a temporary table", "Only the session that made it sees it."),
+        ('r' | 'p', _) => Ok(()),
+        ('v', _) => refuse("is a view", "Protect the tables that it reads, and set security_invoker on the view."),
+        ('m', _) => refuse("is a materialized view", "It holds the rows of all tenants; protect a table instead."),
+        ('f', _) => refuse("is a foreign table", "Its rows are read by another server, which knows no tenant."),
+        ('S', _) => refuse("is a sequence", ""),
+        _ => refuse("is not a table", ""),
+    }
+}
+
+/// A table that is read through an unprotected parent is read without its own policies.
+fn check_parents(table: &Table) -> Result<()> {
+    for parent in table::parents(table.oid) {
+        if table::protected(parent)?.is_none() {
+            return Err(Error::WrongKind {
+                relation: table.display.clone(),
+                why: format!("is a partition or child of \"{}\", which is not protected", table::find(parent)?.display),
+                hint: "Protect the root of the tree.",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_unattached(root: &Table) -> Result<()> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT a.resource FROM tenant_rls.attachments AS a WHERE a.root OPERATOR(pg_catalog.=) $1 ORDER BY 1 LIMIT 1",
+        &[pg_sys::REGCLASSOID],
+    );
+    let resource = as_owner(|| SELECT.first(&[root.oid.into_datum()], |row| row.get::<String>(1)))?.flatten();
+    match resource {
+        None => Ok(()),
+        Some(resource) => Err(Error::Attached { resource }),
+    }
+}
+
+fn protect_tree(root: &Table, column: &str, force: bool) -> Result<()> {
+    let mut members = Vec::new();
+    for oid in table::tree(root.oid) {
+        let member = table::find(oid)?;
+        check_kind(&member)?;
+        member.check_owner()?;
+        let column = find_column(&member, column)?;
+        members.push((member, column));
+    }
+    // The root of a partition that is protected again stays the root of its tree.
+    let top = table::protected(root.oid)?.map_or(root.oid, |known| known.root);
+    let mut undos = Vec::with_capacity(members.len());
+    for (member, found) in &members {
+        check_nulls(member, column, found)?;
+        undos.push(known_undo(member.oid)?);
+    }
+    protect_columns(root, column, &members, &mut undos)?;
+    for ((member, found), undo) in members.iter().zip(&mut undos) {
+        protect_one(member, column, found, force, undo)?;
+    }
+    index_tree(column, &members, &mut undos)?;
+    for ((member, found), undo) in members.iter().zip(&undos) {
+        record(member, top, column, found.key, force, undo)?;
+    }
+    Ok(())
+}
+
+fn find_column(table: &Table, column: &str) -> Result<Column> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT a.attnum, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.atthasdef \
+          OR a.attidentity OPERATOR(pg_catalog.<>) '' OR a.attgenerated OPERATOR(pg_catalog.<>) '' \
+          FROM pg_catalog.pg_attribute AS a \
+          WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) $2::pg_catalog.name \
+          AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
+        &[pg_sys::OIDOID, pg_sys::TEXTOID],
+    );
+    let found = SELECT.first(&[table.oid.into_datum(), column.into_datum()], |row| {
+        let key = match row.get::<pg_sys::Oid>(2) {
+            Some(pg_sys::UUIDOID) => Some(KeyType::Uuid),
+            Some(pg_sys::INT8OID) => Some(KeyType::BigInt),
+            Some(pg_sys::INT4OID) => Some(KeyType::Integer),
+            _ => None,
+        };
+        let type_name = row.get::<String>(3).unwrap_or_default();
+        key.ok_or(type_name).map(|key| Column {
+            number: row.get(1).unwrap_or_default(),
+            key,
+            not_null: row.get(4).unwrap_or_default(),
+            has_default: row.get(5).unwrap_or_default(),
+        })
+    });
+    match found {
+        None => Err(Error::NoColumn { relation: table.display.clone(), column: column.into() }),
+        Some(Err(type_name)) => {
+            Err(Error::WrongType { relation: table.display.clone(), column: column.into(), type_name })
+        }
+        Some(Ok(column)) => Ok(column),
+    }
+}
+
+/// Counts rows without a tenant, all of them: policies that the table may have already do not hold here.
+fn check_nulls(table: &Table, name: &str, column: &Column) -> Result<()> {
+    if column.not_null {
+        return Ok(());
+    }
+    let sql = format!(
+        "SELECT pg_catalog.count(*) FROM ONLY {} AS t WHERE t.{} IS NULL",
+        table.qualified,
+        quote_ident(name)
+    );
+    let mut count = 0;
+    as_table_owner(table.owner, || read(Snapshot::Latest, &sql, |row| count = row.get::<i64>(1).unwrap_or_default()));
+    if count == 0 {
+        return Ok(());
+    }
+    Err(Error::Nulls { relation: table.display.clone(), column: name.into(), count })
+}
+
+/// NOT NULL and the default, which a partitioned table hands to its partitions.
+fn protect_columns(root: &Table, column: &str, members: &[(Table, Column)], undos: &mut [Undo]) -> Result<()> {
+    let quoted = quote_ident(column);
+    if members.iter().any(|(_, found)| !found.not_null) {
+        execute_text(&format!("ALTER TABLE {} ALTER COLUMN {quoted} SET NOT NULL", root.qualified));
+        pgrx::notice!("column \"{column}\" of table \"{}\" is NOT NULL now", root.display);
+    }
+    let schema = quote_ident(&registry::extension_schema()?);
+    for ((member, found), undo) in members.iter().zip(undos) {
+        undo.not_null |= !found.not_null;
+        if !found.has_default {
+            execute_text(&format!(
+                "ALTER TABLE ONLY {} ALTER COLUMN {quoted} SET DEFAULT {schema}.{}()",
+                member.qualified,
+                found.key.required_function()
+            ));
+            undo.default = true;
+            pgrx::notice!(
+                "column \"{column}\" of table \"{}\" defaults to {}() now",
+                member.display,
+                found.key.required_function()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn protect_one(table: &Table, name: &str, column: &Column, force: bool, undo: &mut Undo) -> Result<()> {
+    let (enabled, forced) = row_security(table.oid);
+    if !enabled {
+        execute_text(&format!("ALTER TABLE {} ENABLE ROW LEVEL SECURITY", table.qualified));
+        undo.enabled = true;
+    }
+    if force && !forced {
+        execute_text(&format!("ALTER TABLE {} FORCE ROW LEVEL SECURITY", table.qualified));
+        undo.forced = true;
+    } else if !force && undo.forced {
+        execute_text(&format!("ALTER TABLE {} NO FORCE ROW LEVEL SECURITY", table.qualified));
+        undo.forced = false;
+    }
+    if !enabled {
+        pgrx::notice!("row level security of table \"{}\" is enabled now", table.display);
+    }
+    create_policies(table, name, column.key, undo)?;
+    revoke_privileges(table, undo);
+    Ok(())
+}
+
+fn row_security(relation: pg_sys::Oid) -> (bool, bool) {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT c.relrowsecurity, c.relforcerowsecurity FROM pg_catalog.pg_class AS c \
+          WHERE c.oid OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::OIDOID],
+    );
+    SELECT
+        .first(&[relation.into_datum()], |row| (row.get(1).unwrap_or(false), row.get(2).unwrap_or(false)))
+        .unwrap_or_default()
+}
+
+/// Creates the two policies, in the place of what has their names and is not the same.
+fn create_policies(table: &Table, column: &str, key: KeyType, undo: &mut Undo) -> Result<()> {
+    // What makes a policy of that name again. pg_get_expr qualifies what is not on the search_path, which the
+    // SQL functions set to pg_catalog.
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT p.polname::pg_catalog.text, \
+            p.polcmd OPERATOR(pg_catalog.=) '*' AND p.polroles OPERATOR(pg_catalog.=) '{0}'::pg_catalog.oid[] \
+            AND p.polpermissive OPERATOR(pg_catalog.=) (p.polname OPERATOR(pg_catalog.=) $2::pg_catalog.name) \
+            AND pg_catalog.pg_get_expr(p.polqual, p.polrelid) OPERATOR(pg_catalog.=) $4 \
+            AND pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) OPERATOR(pg_catalog.=) $4, \
+            pg_catalog.format('CREATE POLICY %I ON %s AS %s FOR %s TO %s%s%s', \
+              p.polname, $5, CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END, \
+              CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' \
+                WHEN 'd' THEN 'DELETE' ELSE 'ALL' END, \
+              (SELECT pg_catalog.string_agg( \
+                CASE WHEN r OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC' \
+                ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(r)) END, ', ') \
+                FROM pg_catalog.unnest(p.polroles) AS r), \
+              COALESCE(' USING (' OPERATOR(pg_catalog.||) pg_catalog.pg_get_expr(p.polqual, p.polrelid) \
+                OPERATOR(pg_catalog.||) ')', ''), \
+              COALESCE(' WITH CHECK (' OPERATOR(pg_catalog.||) pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) \
+                OPERATOR(pg_catalog.||) ')', '')) \
+          FROM pg_catalog.pg_policy AS p \
+          WHERE p.polrelid OPERATOR(pg_catalog.=) $1 \
+          AND p.polname OPERATOR(pg_catalog.=) ANY (ARRAY[$2, $3]::pg_catalog.name[])",
+        &[pg_sys::OIDOID, pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID],
+    );
+    let schema = registry::extension_schema()?;
+    let arguments = [
+        table.oid.into_datum(),
+        ISOLATION_POLICY.into_datum(),
+        BOUNDARY_POLICY.into_datum(),
+        deparsed(column, &schema, key).into_datum(),
+        table.qualified.as_str().into_datum(),
+    ];
+    let mut found = Vec::new();
+    SELECT.run(&arguments, |row| {
+        found.push((
+            row.get::<String>(1).unwrap_or_default(),
+            row.get::<bool>(2).unwrap_or(false),
+            row.get::<String>(3).unwrap_or_default(),
+        ));
+    });
+    let known = table::protected(table.oid)?.is_some();
+    let spec = PolicySpec { schema: &schema, column, key };
+    for (name, statement) in
+        [ISOLATION_POLICY, BOUNDARY_POLICY].into_iter().zip(spec.create_policy_statements(&table.qualified))
+    {
+        match found.iter().find(|(found, ..)| found == name) {
+            Some((_, true, _)) => continue,
+            Some((_, false, text)) => {
+                execute_text(&format!("DROP POLICY {} ON {}", quote_ident(name), table.qualified));
+                pgrx::notice!("policy \"{name}\" of table \"{}\" was another one and is replaced", table.display);
+                // What stood there before the first protection comes back; a changed policy of ours does not.
+                if !known {
+                    undo.policies.push(text.clone());
+                }
+            }
+            None => pgrx::notice!("policy \"{name}\" of table \"{}\" is created", table.display),
+        }
+        execute_text(&statement);
+    }
+    Ok(())
+}
+
+/// The predicate as the server prints it.
+fn deparsed(column: &str, schema: &str, key: KeyType) -> String {
+    let mut printed = String::new();
+    run_text(
+        "SELECT pg_catalog.format('(%I = %I.%I())', $1, $2, $3)",
+        &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID],
+        &[column.into_datum(), schema.into_datum(), key.required_function().into_datum()],
+        |row| printed = row.get(1).unwrap_or_default(),
+    );
+    printed
+}
+
+/// Privileges that policies do not reach: TRUNCATE empties every tenant, REFERENCES and TRIGGER look at rows.
+fn revoke_privileges(table: &Table, undo: &mut Undo) {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT pg_catalog.format('%s ON TABLE %s', \
+              x.privilege_type OPERATOR(pg_catalog.||) COALESCE(x.columns, ''), $2), \
+            CASE WHEN x.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC' \
+              ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(x.grantee)) END, \
+            x.is_grantable \
+          FROM ( \
+            SELECT g.grantee, g.privilege_type, g.is_grantable, NULL::pg_catalog.text AS columns, c.relowner \
+            FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS g \
+            WHERE c.oid OPERATOR(pg_catalog.=) $1 \
+            UNION ALL \
+            SELECT g.grantee, g.privilege_type, g.is_grantable, \
+              ' (' OPERATOR(pg_catalog.||) pg_catalog.quote_ident(a.attname) OPERATOR(pg_catalog.||) ')', c.relowner \
+            FROM pg_catalog.pg_class AS c \
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) c.oid, \
+            pg_catalog.aclexplode(a.attacl) AS g \
+            WHERE c.oid OPERATOR(pg_catalog.=) $1 \
+          ) AS x \
+          WHERE x.grantee OPERATOR(pg_catalog.<>) x.relowner \
+          AND x.privilege_type OPERATOR(pg_catalog.=) ANY \
+            (ARRAY['TRUNCATE', 'REFERENCES', 'TRIGGER']::pg_catalog.text[])",
+        &[pg_sys::OIDOID, pg_sys::TEXTOID],
+    );
+    let mut grants = Vec::new();
+    SELECT.run(&[table.oid.into_datum(), table.qualified.as_str().into_datum()], |row| {
+        let text = |column| row.get::<String>(column).unwrap_or_default();
+        grants.push((text(1), text(2), row.get::<bool>(3).unwrap_or(false)));
+    });
+    for (privilege, grantee, grantable) in grants {
+        execute_text(&format!("REVOKE {privilege} FROM {grantee} CASCADE"));
+        let option = if grantable { " WITH GRANT OPTION" } else { "" };
+        undo.grants.push(format!("GRANT {privilege} TO {grantee}{option}"));
+        pgrx::notice!("{privilege} is revoked from {grantee}: policies do not hold for it");
+    }
+}
+
+/// An index that starts with the tenant column, on every table that has none. One on a partitioned table
+/// covers its partitions.
+fn index_tree(column: &str, members: &[(Table, Column)], undos: &mut [Undo]) -> Result<()> {
+    for ((member, found), undo) in members.iter().zip(undos) {
+        if tenant_index(member.oid, found.number).is_some() {
+            continue;
+        }
+        execute_text(&format!("CREATE INDEX ON {} ({})", member.qualified, quote_ident(column)));
+        undo.index = tenant_index(member.oid, found.number);
+        pgrx::notice!(
+            "index {} is created: no index of table \"{}\" started with \"{column}\"",
+            undo.index.as_deref().unwrap_or_default(),
+            member.display
+        );
+    }
+    Ok(())
+}
+
+/// The name of a complete index whose first column is the tenant.
+fn tenant_index(relation: pg_sys::Oid, column: i16) -> Option<String> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) '.' \
+            OPERATOR(pg_catalog.||) pg_catalog.quote_ident(c.relname) \
+          FROM pg_catalog.pg_index AS i \
+          JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid \
+          JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+          WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indkey[0] OPERATOR(pg_catalog.=) $2 \
+          AND i.indpred IS NULL AND i.indisvalid ORDER BY c.oid LIMIT 1",
+        &[pg_sys::OIDOID, pg_sys::INT2OID],
+    );
+    SELECT.first(&[relation.into_datum(), column.into_datum()], |row| row.get(1)).flatten()
+}
+
+fn known_undo(relation: pg_sys::Oid) -> Result<Undo> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT p.undo FROM tenant_rls.protected_tables AS p WHERE p.relation OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::REGCLASSOID],
+    );
+    let undo = as_owner(|| SELECT.first(&[relation.into_datum()], |row| row.get::<JsonB>(1)))?.flatten();
+    Ok(undo.and_then(|JsonB(value)| serde_json::from_value(value).ok()).unwrap_or_default())
+}
+
+fn record(
+    table: &Table,
+    root: pg_sys::Oid,
+    column: &str,
+    key: KeyType,
+    forced: bool,
+    undo: &Undo,
+) -> Result<()> {
+    static UPSERT: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.protected_tables (relation, root, tenant_column, key_type, forced, undo) \
+          VALUES ($1, $2, $3::pg_catalog.name, $4, $5, $6) \
+          ON CONFLICT (relation) DO UPDATE SET root = EXCLUDED.root, tenant_column = EXCLUDED.tenant_column, \
+          key_type = EXCLUDED.key_type, forced = EXCLUDED.forced, undo = EXCLUDED.undo",
+        &[
+            pg_sys::REGCLASSOID,
+            pg_sys::REGCLASSOID,
+            pg_sys::TEXTOID,
+            pg_sys::TEXTOID,
+            pg_sys::BOOLOID,
+            pg_sys::JSONBOID,
+        ],
+    );
+    let undo = JsonB(serde_json::to_value(undo).unwrap_or_default());
+    let arguments = [
+        table.oid.into_datum(),
+        root.into_datum(),
+        column.into_datum(),
+        key.as_str().into_datum(),
+        forced.into_datum(),
+        undo.into_datum(),
+    ];
+    as_owner(|| UPSERT.execute(&arguments))?;
+    Ok(())
+}
+
+fn protected_members(root: pg_sys::Oid) -> Result<Vec<pg_sys::Oid>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT p.relation::pg_catalog.oid FROM tenant_rls.protected_tables AS p \
+          WHERE p.root OPERATOR(pg_catalog.=) $1 ORDER BY p.relation OPERATOR(pg_catalog.<>) $1, 1",
+        &[pg_sys::REGCLASSOID],
+    );
+    let mut members = Vec::new();
+    as_owner(|| SELECT.run(&[root.into_datum()], |row| members.extend(row.get::<pg_sys::Oid>(1))))?;
+    Ok(members)
+}
+
+fn unprotect_one(table: &Table) -> Result<()> {
+    static DELETE: CachedPlan = CachedPlan::new(
+        c"DELETE FROM tenant_rls.protected_tables AS p WHERE p.relation OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::REGCLASSOID],
+    );
+    let Some(known) = table::protected(table.oid)? else { return Ok(()) };
+    let undo = known_undo(table.oid)?;
+    let (name, column) = (&table.qualified, quote_ident(&known.column));
+    for policy in [ISOLATION_POLICY, BOUNDARY_POLICY] {
+        execute_text(&format!("DROP POLICY IF EXISTS {} ON {name}", quote_ident(policy)));
+    }
+    for statement in undo.policies.iter().chain(&undo.grants) {
+        execute_text(statement);
+    }
+    if undo.forced {
+        execute_text(&format!("ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY"));
+    }
+    if undo.enabled {
+        execute_text(&format!("ALTER TABLE {name} DISABLE ROW LEVEL SECURITY"));
+    }
+    if let Some(index) = &undo.index {
+        execute_text(&format!("DROP INDEX IF EXISTS {index}"));
+    }
+    // The column may be gone, or be a partition's, whose parent says whether it is NOT NULL.
+    if find_column(table, &known.column).is_ok() {
+        if undo.default {
+            execute_text(&format!("ALTER TABLE ONLY {name} ALTER COLUMN {column} DROP DEFAULT"));
+        }
+        let inherits = table::parents(table.oid).into_iter().any(|parent| {
+            table::find(parent).and_then(|parent| find_column(&parent, &known.column)).is_ok_and(|c| c.not_null)
+        });
+        if undo.not_null && !inherits {
+            execute_text(&format!("ALTER TABLE {name} ALTER COLUMN {column} DROP NOT NULL"));
+        } else if !undo.not_null && !inherits {
+            // The parent's DROP NOT NULL has reached it.
+            execute_text(&format!("ALTER TABLE {name} ALTER COLUMN {column} SET NOT NULL"));
+        }
+    }
+    as_owner(|| DELETE.execute(&[table.oid.into_datum()]))?;
+    Ok(())
+}

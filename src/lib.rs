@@ -1,0 +1,54 @@
+//! Multi-tenancy inside PostgreSQL: isolation by row, a validated tenant, quotas and usage.
+//!
+//! # Layout
+//!
+//! A subject is one file, the folder of its parts, one SQL file and one test file, all of one name. Imports run
+//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`]) → [`context`] → [`registry`] → [`plan`],
+//! [`gucs`], [`error`], [`tenant`]. Files marked "Pure" import nothing of the server.
+
+// Rights travel between functions as `Result`, whose error is an enum with the facts of the message.
+#![allow(clippy::result_large_err)]
+
+use pgrx::prelude::*;
+
+mod backend;
+pub mod context;
+mod error;
+mod gucs;
+mod hooks;
+pub mod isolation;
+mod plan;
+pub mod quota;
+pub mod registry;
+pub mod tenant;
+pub mod usage;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/registry.sql", name = "registry", bootstrap);
+extension_sql_file!("../sql/context.sql", name = "context", requires = ["registry"]);
+extension_sql_file!("../sql/isolation.sql", name = "isolation", requires = ["context"]);
+extension_sql_file!("../sql/quota.sql", name = "quota", requires = ["isolation"]);
+extension_sql_file!("../sql/usage.sql", name = "usage", requires = ["quota"]);
+extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
+
+/// Called by the server when it loads the library.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    gucs::init();
+    registry::init();
+    hooks::init();
+    context::setting::init();
+}
+
+/// What `cargo pgrx test` asks of a crate.
+#[cfg(test)]
+pub mod pg_test {
+    /// Nothing to do once per run.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// Settings of the test server.
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["shared_preload_libraries = 'tenant_rls'"]
+    }
+}

@@ -1,0 +1,302 @@
+//! SQL from Rust: prepared once per backend, run with the rights that the caller chooses.
+//!
+//! Every statement names schemas and operators in full, so no search_path can put another object in their
+//! place.
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_int};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::registry;
+
+/// An argument of a statement; `None` is NULL.
+pub type Argument = Option<pg_sys::Datum>;
+
+/// A statement on our own tables, planned at its first use and kept for the life of the backend.
+pub struct CachedPlan {
+    sql: &'static CStr,
+    types: &'static [pg_sys::Oid],
+    plan: Backend<Cell<pg_sys::SPIPlanPtr>>,
+}
+
+/// One row of an answer; what is taken from it must be copied.
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// The value of a column (from 1), or `None` when it is NULL. `T` is the column's type.
+    pub fn get<T: FromDatum>(&self, column: i32) -> Option<T> {
+        let mut is_null = false;
+        // SAFETY: tuple and descriptor are of the answer that SPI still holds.
+        unsafe {
+            let datum = pg_sys::heap_getattr(self.tuple, column, self.descriptor, &mut is_null);
+            T::from_datum(datum, is_null)
+        }
+    }
+}
+
+impl CachedPlan {
+    /// A statement with parameters `$1` … of these types.
+    pub const fn new(sql: &'static CStr, types: &'static [pg_sys::Oid]) -> CachedPlan {
+        CachedPlan { sql, types, plan: Backend::new(Cell::new(std::ptr::null_mut())) }
+    }
+
+    /// Runs the statement and calls `each` for every row of the answer. Returns how many rows it touched.
+    pub fn run(&self, arguments: &[Argument], each: impl FnMut(&Row)) -> u64 {
+        debug_assert_eq!(arguments.len(), self.types.len());
+        in_spi(|| {
+            let plan = self.prepared();
+            let (values, nulls) = split(arguments);
+            // SAFETY: the plan is kept, the arrays are as long as its parameters. Read-write, so that it sees
+            // what the calling statement has done so far.
+            let code = unsafe {
+                pg_sys::SPI_execute_plan(plan, values.as_ptr().cast_mut(), nulls.as_ptr(), false, 0)
+            };
+            finish_statement(code, self.sql, each)
+        })
+    }
+
+    /// Runs the statement for its effect. Returns how many rows it touched.
+    pub fn execute(&self, arguments: &[Argument]) -> u64 {
+        self.run(arguments, |_| ())
+    }
+
+    /// Runs the statement and maps its first row, if there is one.
+    pub fn first<T>(&self, arguments: &[Argument], mut map: impl FnMut(&Row) -> T) -> Option<T> {
+        let mut first = None;
+        self.run(arguments, |row| {
+            if first.is_none() {
+                first = Some(map(row));
+            }
+        });
+        first
+    }
+
+    fn prepared(&self) -> pg_sys::SPIPlanPtr {
+        if self.plan.get().is_null() {
+            // SAFETY: SPI is connected; the type array is only read. A kept plan outlives the connection.
+            unsafe {
+                let plan = pg_sys::SPI_prepare(
+                    self.sql.as_ptr(),
+                    self.types.len() as c_int,
+                    self.types.as_ptr().cast_mut(),
+                );
+                if plan.is_null() {
+                    let code = pg_sys::SPI_result;
+                    pgrx::error!("cannot plan {:?}: code {code}", self.sql);
+                }
+                pg_sys::SPI_keepplan(plan);
+                self.plan.set(plan);
+            }
+        }
+        self.plan.get()
+    }
+}
+
+/// Runs a statement made at run time, with parameters `$1` …, and calls `each` for every row. Identifiers in
+/// `sql` must come from the quoting functions of `isolation::policy`.
+pub fn run_text(
+    sql: &str,
+    types: &[pg_sys::Oid],
+    arguments: &[Argument],
+    each: impl FnMut(&Row),
+) -> u64 {
+    debug_assert_eq!(arguments.len(), types.len());
+    let Ok(sql) = CString::new(sql) else {
+        pgrx::error!("a statement holds a zero byte");
+    };
+    in_spi(|| {
+        let (values, nulls) = split(arguments);
+        // SAFETY: the text and the arrays outlive the call.
+        let code = unsafe {
+            pg_sys::SPI_execute_with_args(
+                sql.as_ptr(),
+                types.len() as c_int,
+                types.as_ptr().cast_mut(),
+                values.as_ptr().cast_mut(),
+                nulls.as_ptr(),
+                false,
+                0,
+            )
+        };
+        finish_statement(code, &sql, each)
+    })
+}
+
+/// Runs a statement made at run time for its effect.
+pub fn execute_text(sql: &str) -> u64 {
+    run_text(sql, &[], &[], |_| ())
+}
+
+/// Makes the transition tables of a trigger visible to the statements that `f` runs.
+///
+/// # Safety
+///
+/// `data` is the context of the trigger call that is running.
+pub unsafe fn in_trigger<T>(data: *mut pg_sys::TriggerData, f: impl FnOnce() -> T) -> T {
+    in_spi(|| {
+        // SAFETY: SPI is connected, and the caller vouches for the data.
+        unsafe { pg_sys::SPI_register_trigger_data(data) };
+        f()
+    })
+}
+
+fn in_spi<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: connect and finish are paired; on an error the end of the (sub)transaction closes the
+    // connection.
+    unsafe {
+        if pg_sys::SPI_connect() != pg_sys::SPI_OK_CONNECT as c_int {
+            pgrx::error!("SPI_connect failed");
+        }
+        let value = f();
+        pg_sys::SPI_finish();
+        value
+    }
+}
+
+fn split(arguments: &[Argument]) -> (Vec<pg_sys::Datum>, Vec<c_char>) {
+    arguments
+        .iter()
+        .map(|argument| match argument {
+            Some(datum) => (*datum, b' ' as c_char),
+            None => (pg_sys::Datum::null(), b'n' as c_char),
+        })
+        .unzip()
+}
+
+fn finish_statement(code: c_int, sql: &CStr, mut each: impl FnMut(&Row)) -> u64 {
+    if code < 0 {
+        pgrx::error!("cannot run {sql:?}: code {code}");
+    }
+    // SAFETY: SPI_processed and SPI_tuptable are those of the statement that has just ended; they are read
+    // before another one runs, because the rows are visited from this copy of the pointers.
+    unsafe {
+        let processed = pg_sys::SPI_processed;
+        let table = pg_sys::SPI_tuptable;
+        if !table.is_null() {
+            for number in 0..(*table).numvals as usize {
+                each(&Row { tuple: *(*table).vals.add(number), descriptor: (*table).tupdesc });
+            }
+        }
+        processed
+    }
+}
+
+/// The rights of another role, until dropped. After an error the end of the (sub)transaction restores them.
+struct Rights {
+    user: pg_sys::Oid,
+    context: c_int,
+}
+
+impl Rights {
+    fn take(role: pg_sys::Oid, flags: u32) -> Rights {
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        // SAFETY: reads and writes the backend's current user, which `drop` puts back.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+            pg_sys::SetUserIdAndSecContext(role, context | flags as c_int);
+        }
+        Rights { user, context }
+    }
+}
+
+impl Drop for Rights {
+    fn drop(&mut self) {
+        // SAFETY: what `take` has read.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+    }
+}
+
+/// Runs `f` with the rights of the owner of our tables. Only statements on our own tables belong in it.
+pub fn as_owner<T>(f: impl FnOnce() -> T) -> Result<T> {
+    let rights = Rights::take(registry::owner()?, pg_sys::SECURITY_LOCAL_USERID_CHANGE);
+    let value = f();
+    drop(rights);
+    Ok(value)
+}
+
+/// Runs `f` with the rights of the owner of a user's table, with its policies off, as foreign key checks do.
+/// Expressions that the table's owner wrote never run with more than the owner's rights.
+pub fn as_table_owner<T>(owner: pg_sys::Oid, f: impl FnOnce() -> T) -> T {
+    let rights = Rights::take(
+        owner,
+        pg_sys::SECURITY_LOCAL_USERID_CHANGE
+            | pg_sys::SECURITY_NOFORCE_RLS
+            | pg_sys::SECURITY_RESTRICTED_OPERATION,
+    );
+    let value = f();
+    drop(rights);
+    value
+}
+
+/// Statements made at run time and kept, one for each `K`.
+pub struct KeptPlans<K: std::hash::Hash + Eq>(
+    Backend<std::cell::RefCell<Option<std::collections::HashMap<K, pg_sys::SPIPlanPtr>>>>,
+);
+
+impl<K: std::hash::Hash + Eq> KeptPlans<K> {
+    /// None yet.
+    pub const fn new() -> KeptPlans<K> {
+        KeptPlans(Backend::new(std::cell::RefCell::new(None)))
+    }
+
+    /// Runs the statement of `key`, which `sql` makes when it is not known yet, inside [`in_trigger`].
+    pub fn run_in_trigger(&self, key: K, sql: impl FnOnce() -> String, each: impl FnMut(&Row)) -> u64 {
+        let known = self.0.borrow().as_ref().and_then(|plans| plans.get(&key).copied());
+        let plan = known.unwrap_or_else(|| {
+            let Ok(sql) = CString::new(sql()) else { pgrx::error!("a statement holds a zero byte") };
+            // SAFETY: SPI is connected by the caller and knows the transition tables.
+            let plan = unsafe {
+                let plan = pg_sys::SPI_prepare(sql.as_ptr(), 0, std::ptr::null_mut());
+                if plan.is_null() {
+                    let code = pg_sys::SPI_result;
+                    pgrx::error!("cannot plan {sql:?}: code {code}");
+                }
+                pg_sys::SPI_keepplan(plan);
+                plan
+            };
+            self.0.borrow_mut().get_or_insert_default().insert(key, plan);
+            plan
+        });
+        // SAFETY: the plan is kept and has no parameters.
+        let code = unsafe { pg_sys::SPI_execute_plan(plan, std::ptr::null_mut(), std::ptr::null(), false, 0) };
+        finish_statement(code, c"a kept statement", each)
+    }
+}
+
+/// What a query sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Snapshot {
+    /// What is committed now, whatever the isolation level of the transaction.
+    Latest,
+    /// What the statement that is running sees.
+    Active,
+}
+
+/// Runs a query that changes nothing.
+pub fn read(snapshot: Snapshot, sql: &str, each: impl FnMut(&Row)) -> u64 {
+    let Ok(sql) = CString::new(sql) else {
+        pgrx::error!("a statement holds a zero byte");
+    };
+    in_spi(|| {
+        // SAFETY: push and pop are paired; on an error the end of the (sub)transaction pops. A read-only
+        // statement runs with the snapshot that is active.
+        unsafe {
+            if snapshot == Snapshot::Latest {
+                pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+            }
+            let code = pg_sys::SPI_execute(sql.as_ptr(), true, 0);
+            let processed = finish_statement(code, &sql, each);
+            if snapshot == Snapshot::Latest {
+                pg_sys::PopActiveSnapshot();
+            }
+            processed
+        }
+    })
+}

@@ -1,0 +1,445 @@
+//! Gauges that follow the rows of a protected table.
+//!
+//! Each table of the tree has statement triggers with transition tables: after an INSERT, UPDATE, DELETE, MERGE
+//! or COPY they count the rows that came and went, by tenant, and move the gauge in the same transaction. A
+//! statement on a partitioned table fires the triggers of that table alone, with the rows of all partitions, so
+//! nothing counts twice. TRUNCATE counts before the rows go. Tables that leave the tree or are dropped take
+//! their rows along: the gauge is counted again.
+
+use std::collections::BTreeMap;
+
+use pgrx::prelude::*;
+use pgrx::{Uuid, pg_sys};
+
+use super::{Key, exhausted, mode_of};
+use crate::context::fence;
+use crate::error::{Error, Result, or_raise};
+use crate::isolation::policy::{qualified, quote_ident, quote_literal};
+use crate::isolation::rows::{self, Name, Scope};
+use crate::isolation::table::{self, Protected};
+use crate::plan::{CachedPlan, KeptPlans, Snapshot, as_owner, execute_text, in_trigger, read};
+use crate::registry::{self, FUNCTION_INFO, Kind};
+use crate::tenant::TenantId;
+
+/// Events, with what each trigger needs beside them.
+const TRIGGERS: [(&str, &str); 4] = [
+    ("insert", "AFTER INSERT ON {} REFERENCING NEW TABLE AS new_rows"),
+    ("update", "AFTER UPDATE ON {} REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows"),
+    ("delete", "AFTER DELETE ON {} REFERENCING OLD TABLE AS old_rows"),
+    ("truncate", "BEFORE TRUNCATE ON {}"),
+];
+
+/// The resource, if it is a gauge that can follow rows.
+fn checked_gauge(resource: Option<&str>) -> Result<String> {
+    static UNIT: CachedPlan = CachedPlan::new(
+        c"SELECT r.unit FROM tenant_rls.resources AS r WHERE r.resource OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::TEXTOID],
+    );
+    registry::accept_invalidations();
+    let resource = registry::resource(resource.ok_or(Error::Null("the resource"))?)?;
+    if resource.kind != Kind::Gauge {
+        return Err(Error::NotAGauge { resource: resource.name.to_string() });
+    }
+    let unit = as_owner(|| UNIT.first(&[(&*resource.name).into_datum()], |row| row.get::<String>(1)))?;
+    if unit.flatten().as_deref() == Some("byte") {
+        return Err(Error::Unsupported {
+            what: format!("gauge \"{}\" counts bytes", resource.name),
+            detail: "This version lets a gauge follow the number of rows only.".into(),
+            hint: "Define a gauge with another unit.",
+        });
+    }
+    Ok(resource.name.to_string())
+}
+
+/// The protected root that `target` is, owned by the caller.
+fn owned_root(target: Option<pg_sys::Oid>) -> Result<Protected> {
+    let target = target.ok_or(Error::Null("the table"))?;
+    let table = table::find(target)?;
+    table.check_owner()?;
+    let protected = table::protected(target)?.ok_or(Error::NotProtected { relation: table.display.clone() })?;
+    if protected.root != target {
+        return Err(Error::WrongKind {
+            relation: table.display,
+            why: "is a partition or child of a protected table".into(),
+            hint: "Name the root of the tree.",
+        });
+    }
+    Ok(protected)
+}
+
+#[pg_extern(sql = false)]
+fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
+    let attach = || {
+        let root = owned_root(target)?;
+        let resource = checked_gauge(resource)?;
+        table::lock_tree(root.relation, pg_sys::ShareRowExclusiveLock);
+        if attached_roots(&resource)?.contains(&root.relation) {
+            return Err(Error::Exists { what: "attachment", name: resource, hint: "The gauge follows this table already." });
+        }
+        for member in table::tree(root.relation) {
+            follow(member, root.relation, &resource)?;
+        }
+        count_again(&resource).map(drop)
+    };
+    or_raise(attach());
+}
+
+#[pg_extern(sql = false)]
+fn tenant_quota_detach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
+    let detach = || {
+        let root = owned_root(target)?;
+        let resource = resource.ok_or(Error::Null("the resource"))?;
+        table::lock_tree(root.relation, pg_sys::ShareRowExclusiveLock);
+        if !attached_roots(resource)?.contains(&root.relation) {
+            return Err(Error::Unknown {
+                what: "attachment",
+                name: resource.into(),
+                known: Vec::new(),
+                hint: "The gauge does not follow this table.",
+            });
+        }
+        for member in members_of(root.relation, resource)? {
+            unfollow(member, resource)?;
+        }
+        count_again(resource).map(drop)
+    };
+    or_raise(detach());
+}
+
+#[pg_extern(sql = false)]
+fn tenant_quota_reconcile(target: Option<pg_sys::Oid>) -> i64 {
+    let reconcile = || {
+        let root = owned_root(target)?;
+        let mut wrong = 0;
+        for resource in resources_of(root.relation)? {
+            wrong += count_again(&resource)?;
+        }
+        Ok(wrong)
+    };
+    or_raise(reconcile())
+}
+
+/// Gives a table of the tree the triggers, unless another gauge has done so, and notes what it counts for.
+fn follow(member: pg_sys::Oid, root: pg_sys::Oid, resource: &str) -> Result<()> {
+    static INSERT: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.attachments (relation, root, resource) VALUES ($1, $2, $3)",
+        &[pg_sys::REGCLASSOID, pg_sys::REGCLASSOID, pg_sys::TEXTOID],
+    );
+    if resources_of(member)?.is_empty() {
+        let name = table::find(member)?.qualified;
+        let function = qualified(&registry::extension_schema()?, "tenant_gauge_changed");
+        for (event, clause) in TRIGGERS {
+            execute_text(&format!(
+                "CREATE TRIGGER tenant_gauge_{event} {} FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
+                clause.replace("{}", &name)
+            ));
+        }
+    }
+    as_owner(|| INSERT.execute(&[member.into_datum(), root.into_datum(), resource.into_datum()]))?;
+    Ok(())
+}
+
+/// Takes back what [`follow`] did.
+fn unfollow(member: pg_sys::Oid, resource: &str) -> Result<()> {
+    static DELETE: CachedPlan = CachedPlan::new(
+        c"DELETE FROM tenant_rls.attachments AS a \
+          WHERE a.relation OPERATOR(pg_catalog.=) $1 AND a.resource OPERATOR(pg_catalog.=) $2",
+        &[pg_sys::REGCLASSOID, pg_sys::TEXTOID],
+    );
+    as_owner(|| DELETE.execute(&[member.into_datum(), resource.into_datum()]))?;
+    if resources_of(member)?.is_empty() {
+        let name = table::find(member)?.qualified;
+        for (event, _) in TRIGGERS {
+            execute_text(&format!("DROP TRIGGER IF EXISTS tenant_gauge_{event} ON {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// The gauges that the rows of a table count for.
+fn resources_of(relation: pg_sys::Oid) -> Result<Vec<String>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT a.resource FROM tenant_rls.attachments AS a \
+          WHERE a.relation OPERATOR(pg_catalog.=) $1 ORDER BY a.resource",
+        &[pg_sys::REGCLASSOID],
+    );
+    let mut resources = Vec::new();
+    as_owner(|| SELECT.run(&[relation.into_datum()], |row| resources.extend(row.get::<String>(1))))?;
+    Ok(resources)
+}
+
+/// The roots of the tables that feed a gauge, in one order for everybody.
+fn attached_roots(resource: &str) -> Result<Vec<pg_sys::Oid>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT DISTINCT a.root::pg_catalog.oid FROM tenant_rls.attachments AS a \
+          WHERE a.resource OPERATOR(pg_catalog.=) $1 ORDER BY 1",
+        &[pg_sys::TEXTOID],
+    );
+    let mut roots = Vec::new();
+    as_owner(|| SELECT.run(&[resource.into_datum()], |row| roots.extend(row.get::<pg_sys::Oid>(1))))?;
+    Ok(roots)
+}
+
+/// The tables that count for a gauge as parts of `root`.
+fn members_of(root: pg_sys::Oid, resource: &str) -> Result<Vec<pg_sys::Oid>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT a.relation::pg_catalog.oid FROM tenant_rls.attachments AS a \
+          WHERE a.root OPERATOR(pg_catalog.=) $1 AND a.resource OPERATOR(pg_catalog.=) $2 ORDER BY 1",
+        &[pg_sys::REGCLASSOID, pg_sys::TEXTOID],
+    );
+    let mut members = Vec::new();
+    let arguments = [root.into_datum(), resource.into_datum()];
+    as_owner(|| SELECT.run(&arguments, |row| members.extend(row.get::<pg_sys::Oid>(1))))?;
+    Ok(members)
+}
+
+fn by_tenant(counts: impl IntoIterator<Item = (Name, i64)>) -> Result<BTreeMap<TenantId, i64>> {
+    let mut sums = BTreeMap::new();
+    for (name, count) in counts {
+        *sums.entry(name.known_tenant()?).or_insert(0) += count;
+    }
+    Ok(sums)
+}
+
+/// Rows behind a gauge, by tenant.
+pub fn rows_behind(resource: &str, snapshot: Snapshot) -> Result<BTreeMap<TenantId, i64>> {
+    let mut sums = BTreeMap::new();
+    for root in attached_roots(resource)? {
+        if let Some(protected) = table::protected(root)? {
+            let counts = rows::count(&table::find(root)?, &protected, Scope::Tree, snapshot)?;
+            for (tenant, count) in by_tenant(counts)? {
+                *sums.entry(tenant).or_insert(0) += count;
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// Counts the rows behind a gauge, with their tables locked against writers, and writes what differs.
+/// Returns how many values were wrong.
+fn count_again(resource: &str) -> Result<i64> {
+    for root in attached_roots(resource)? {
+        table::lock_tree(root, pg_sys::ShareRowExclusiveLock);
+    }
+    let mut counted = rows_behind(resource, Snapshot::Latest)?;
+    let mut wrong = 0;
+    for (tenant, used) in recorded(resource, Snapshot::Latest)? {
+        let rows = counted.remove(&tenant).unwrap_or(0);
+        if rows != used {
+            write(tenant, resource, rows)?;
+            wrong += 1;
+        }
+    }
+    for (tenant, rows) in counted {
+        write(tenant, resource, rows)?;
+        wrong += 1;
+    }
+    Ok(wrong)
+}
+
+/// What the gauge says, by tenant.
+pub fn recorded(resource: &str, snapshot: Snapshot) -> Result<Vec<(TenantId, i64)>> {
+    let sql = format!(
+        "SELECT u.tenant_id, u.used FROM tenant_rls.usage AS u WHERE u.resource OPERATOR(pg_catalog.=) {}",
+        quote_literal(resource)
+    );
+    let mut recorded = Vec::new();
+    as_owner(|| {
+        read(snapshot, &sql, |row| {
+            if let (Some(id), Some(used)) = (row.get::<Uuid>(1), row.get::<i64>(2)) {
+                recorded.push((TenantId::from_bytes(*id.as_bytes()), used));
+            }
+        });
+    })?;
+    Ok(recorded)
+}
+
+/// The gauges that follow rows.
+pub fn attached() -> Result<Vec<String>> {
+    let mut resources: Vec<String> = attachments()?.into_iter().map(|(_, resource)| resource).collect();
+    resources.sort();
+    resources.dedup();
+    Ok(resources)
+}
+
+fn write(tenant: TenantId, resource: &str, used: i64) -> Result<()> {
+    static UPSERT: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.usage (tenant_id, resource, period_start, resets_at, used) \
+          VALUES ($1, $2, '-infinity', 'infinity', $3) \
+          ON CONFLICT (tenant_id, resource, period_start) DO UPDATE SET used = EXCLUDED.used",
+        &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::INT8OID],
+    );
+    let tenant = Uuid::from_bytes(*tenant.as_bytes());
+    as_owner(|| UPSERT.execute(&[tenant.into_datum(), resource.into_datum(), used.into_datum()]))?;
+    Ok(())
+}
+
+/// Moves the gauges of a table by rows that came (positive) and went (negative), in the order of the tenants.
+fn move_gauges(relation: pg_sys::Oid, deltas: BTreeMap<TenantId, i64>) -> Result<()> {
+    if deltas.values().all(|delta| *delta == 0) {
+        return Ok(());
+    }
+    registry::accept_invalidations();
+    for resource in resources_of(relation)? {
+        for (tenant, delta) in &deltas {
+            move_gauge(*tenant, &resource, *delta)?;
+        }
+    }
+    Ok(())
+}
+
+fn move_gauge(tenant: TenantId, resource: &str, delta: i64) -> Result<()> {
+    if delta == 0 {
+        return Ok(());
+    }
+    let tenant = registry::tenant(tenant)?.ok_or(Error::UnknownTenant(tenant))?;
+    fence::enter(&tenant)?;
+    let mut key = Key::of(tenant, resource)?;
+    let mode = mode_of(&key);
+    if delta < 0 {
+        return mode.give(&mut key, -delta).map(drop);
+    }
+    let (verdict, used) = mode.take(&mut key, delta)?;
+    if verdict.allowed { Ok(()) } else { Err(exhausted(&key, &verdict, used, delta)) }
+}
+
+/// Trigger on the tables that gauges follow.
+///
+/// # Safety
+///
+/// Called by the server alone.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gauge_changed(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the server calls triggers with a TriggerData as context; anything else is refused.
+    unsafe {
+        let context = (*fcinfo).context;
+        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+            Error::NotPermitted { what: "this function is a trigger".into(), hint: "" }.raise();
+        }
+        let data = context.cast::<pg_sys::TriggerData>();
+        let relation = (*(*data).tg_relation).rd_id;
+        or_raise(changes(data, relation).and_then(|deltas| move_gauges(relation, deltas)));
+    }
+    pg_sys::Datum::null()
+}
+
+/// Version record of [`gauge_changed`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_gauge_changed() -> *const pg_sys::Pg_finfo_record {
+    &FUNCTION_INFO
+}
+
+/// Rows that came and went, by tenant.
+unsafe fn changes(data: *mut pg_sys::TriggerData, relation: pg_sys::Oid) -> Result<BTreeMap<TenantId, i64>> {
+    static PLANS: KeptPlans<(pg_sys::Oid, u32)> = KeptPlans::new();
+    let Some(protected) = table::protected(relation)? else { return Ok(BTreeMap::new()) };
+    // SAFETY: the data is that of the running trigger.
+    let event = unsafe { (*data).tg_event } & pg_sys::TRIGGER_EVENT_OPMASK;
+    if event == pg_sys::TRIGGER_EVENT_TRUNCATE {
+        let counts = rows::count(&table::find(relation)?, &protected, Scope::Only, Snapshot::Latest)?;
+        return by_tenant(counts.into_iter().map(|(name, count)| (name, -count)));
+    }
+    let sql = || {
+        let column = quote_ident(&protected.column);
+        let part = |rows: &str, sign: &str| {
+            format!("SELECT t.{column}{} AS tenant, {sign}1 AS rows FROM {rows} AS t", protected.key.cast())
+        };
+        let parts = match event {
+            pg_sys::TRIGGER_EVENT_INSERT => part("new_rows", ""),
+            pg_sys::TRIGGER_EVENT_DELETE => part("old_rows", "-"),
+            _ => format!("{} UNION ALL {}", part("new_rows", ""), part("old_rows", "-")),
+        };
+        format!("SELECT p.tenant, pg_catalog.sum(p.rows) FROM ({parts}) AS p GROUP BY 1")
+    };
+    let mut counts = Vec::new();
+    // SAFETY: as above.
+    unsafe {
+        in_trigger(data, || {
+            PLANS.run_in_trigger((relation, event), sql, |row| {
+                let name = Name::in_row(row, protected.key);
+                counts.extend(name.zip(row.get::<i64>(2)));
+            });
+        });
+    }
+    by_tenant(counts)
+}
+
+/// Event trigger: tables that joined or left a tree that a gauge follows.
+///
+/// # Safety
+///
+/// Called by the server alone.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn gauge_follow_tree(_fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    let follow_tree = || {
+        if !registry::installed() {
+            return Ok(());
+        }
+        for (root, resource) in attachments()? {
+            let known = members_of(root, &resource)?;
+            let tree = table::tree(root);
+            let joined: Vec<_> = tree.iter().filter(|member| !known.contains(member)).collect();
+            let left: Vec<_> = known.iter().filter(|member| !tree.contains(member)).collect();
+            for member in &joined {
+                follow(**member, root, &resource)?;
+            }
+            for member in &left {
+                unfollow(**member, &resource)?;
+            }
+            if !joined.is_empty() || !left.is_empty() {
+                count_again(&resource)?;
+            }
+        }
+        Ok(())
+    };
+    or_raise(follow_tree());
+    pg_sys::Datum::null()
+}
+
+/// Version record of [`gauge_follow_tree`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_gauge_follow_tree() -> *const pg_sys::Pg_finfo_record {
+    &FUNCTION_INFO
+}
+
+fn attachments() -> Result<Vec<(pg_sys::Oid, String)>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT DISTINCT a.root::pg_catalog.oid, a.resource FROM tenant_rls.attachments AS a ORDER BY 1, 2",
+        &[],
+    );
+    let mut attachments = Vec::new();
+    as_owner(|| {
+        SELECT.run(&[], |row| attachments.extend(row.get::<pg_sys::Oid>(1).zip(row.get::<String>(2))));
+    })?;
+    Ok(attachments)
+}
+
+/// Event trigger: forgets what is gone, and what its rows counted.
+///
+/// # Safety
+///
+/// Called by the server alone.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn relations_dropped(_fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    let forget = || {
+        // DROP EXTENSION takes the tables along.
+        if !registry::installed() {
+            return Ok(());
+        }
+        for resource in table::forget_dropped()? {
+            count_again(&resource)?;
+        }
+        Ok(())
+    };
+    or_raise(forget());
+    pg_sys::Datum::null()
+}
+
+/// Version record of [`relations_dropped`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_relations_dropped() -> *const pg_sys::Pg_finfo_record {
+    &FUNCTION_INFO
+}

@@ -1,0 +1,188 @@
+//! Reading our own tables below SQL.
+//!
+//! A scan with the catalog snapshot sees what is committed now, at every isolation level and in parallel
+//! workers; it asks for no privilege, plans nothing and runs nobody's code. This is the only file that knows
+//! the order of our columns.
+
+use std::ffi::{CString, c_int};
+
+use pgrx::pg_sys;
+use pgrx::{FromDatum, IntoDatum};
+
+use crate::tenant::TenantId;
+
+/// Column numbers of `tenant_rls.tenants`.
+pub mod tenants {
+    pub const TENANT_ID: i16 = 1;
+    pub const TENANT_KEY: i16 = 2;
+    pub const PLAN: i16 = 4;
+    pub const STATUS: i16 = 6;
+    pub const STATUS_REASON: i16 = 7;
+    pub const BILLING_ANCHOR: i16 = 9;
+    pub const TIME_ZONE: i16 = 10;
+    pub const CREATED_AT: i16 = 11;
+}
+
+/// Column numbers of `tenant_rls.resources`.
+pub mod resources {
+    pub const RESOURCE: i16 = 1;
+    pub const KIND: i16 = 2;
+    pub const PERIOD: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.plan_limits`.
+pub mod plan_limits {
+    pub const PLAN: i16 = 1;
+    pub const RESOURCE: i16 = 2;
+    pub const QUOTA_LIMIT: i16 = 3;
+    pub const ENFORCEMENT: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.overrides`.
+pub mod overrides {
+    pub const TENANT_ID: i16 = 1;
+    pub const RESOURCE: i16 = 2;
+    pub const QUOTA_LIMIT: i16 = 3;
+    pub const EXPIRES_AT: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.billing_changes`.
+pub mod billing_changes {
+    pub const TENANT_ID: i16 = 1;
+    pub const CHANGED_AT: i16 = 2;
+    pub const BILLING_ANCHOR: i16 = 3;
+    pub const TIME_ZONE: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.grants`.
+pub mod grants {
+    pub const ROLE_OID: i16 = 2;
+    pub const TENANT_ID: i16 = 3;
+    pub const TICKET_REQUIRED: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.operators`.
+pub mod operators {
+    pub const ROLE_OID: i16 = 2;
+}
+
+/// Column numbers of `tenant_rls.protected_tables`.
+pub mod protected_tables {
+    pub const RELATION: i16 = 1;
+}
+
+/// Column numbers of `tenant_rls.attachments`.
+pub mod attachments {
+    pub const RESOURCE: i16 = 3;
+}
+
+/// Column numbers of `tenant_rls.usage`.
+pub mod usage {
+    pub const TENANT_ID: i16 = 1;
+    pub const RESOURCE: i16 = 2;
+    pub const PERIOD_START: i16 = 3;
+    pub const USED: i16 = 5;
+}
+
+/// What a column must equal.
+pub enum Key<'a> {
+    /// A `uuid` column.
+    Uuid(i16, TenantId),
+    /// A `bigint` column.
+    Int8(i16, i64),
+    /// A `timestamptz` column, in microseconds since 2000-01-01.
+    Instant(i16, i64),
+    /// A `text` column of collation "C".
+    Text(i16, &'a str),
+    /// A column that is NULL.
+    Null(i16),
+}
+
+/// One row, valid until the next.
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// The value of a column, or `None` when it is NULL. `T` is the column's type.
+    pub fn get<T: FromDatum>(&self, column: i16) -> Option<T> {
+        let mut is_null = false;
+        // SAFETY: the tuple and its descriptor come from the same open scan, which outlives the row, and the
+        // column numbers above are those of the tables that the install script makes.
+        unsafe {
+            let datum = pg_sys::heap_getattr(self.tuple, c_int::from(column), self.descriptor, &mut is_null);
+            T::from_datum(datum, is_null)
+        }
+    }
+
+    /// A `uuid` column.
+    pub fn tenant(&self, column: i16) -> Option<TenantId> {
+        self.get::<pgrx::Uuid>(column).map(|uuid| TenantId::from_bytes(*uuid.as_bytes()))
+    }
+
+    /// A `timestamptz` column, in microseconds since 2000-01-01.
+    pub fn instant(&self, column: i16) -> Option<i64> {
+        self.get::<i64>(column)
+    }
+}
+
+/// Calls `each` for every row of `table` that matches `keys`, by `index` unless it is invalid.
+///
+/// Rows come in no promised order. `each` copies what it keeps.
+pub fn scan(table: pg_sys::Oid, index: pg_sys::Oid, keys: &[Key], mut each: impl FnMut(&Row)) {
+    // SAFETY: the relation stays open and locked until the scan has ended; on an error the transaction's
+    // resource owner closes both. The keys live until after systable_endscan, as do the datums they point to.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let mut scan_keys: [pg_sys::ScanKeyData; 3] = std::mem::zeroed();
+        for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
+            fill(scan_key, key);
+        }
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            index,
+            index != pg_sys::InvalidOid,
+            std::ptr::null_mut(),
+            keys.len() as c_int,
+            scan_keys.as_mut_ptr(),
+        );
+        let descriptor = (*relation).rd_att;
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            each(&Row { tuple, descriptor });
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+    }
+}
+
+unsafe fn fill(scan_key: &mut pg_sys::ScanKeyData, key: &Key) {
+    let equal = pg_sys::BTEqualStrategyNumber as u16;
+    let (column, function, datum) = match key {
+        Key::Uuid(column, tenant) => {
+            (*column, pg_sys::F_UUID_EQ, pgrx::Uuid::from_bytes(*tenant.as_bytes()).into_datum())
+        }
+        Key::Int8(column, value) => (*column, pg_sys::F_INT8EQ, value.into_datum()),
+        Key::Instant(column, value) => (*column, pg_sys::F_TIMESTAMPTZ_EQ, value.into_datum()),
+        Key::Text(column, value) => (*column, pg_sys::F_TEXTEQ, value.into_datum()),
+        Key::Null(column) => {
+            scan_key.sk_flags = (pg_sys::SK_ISNULL | pg_sys::SK_SEARCHNULL) as c_int;
+            scan_key.sk_attno = *column;
+            return;
+        }
+    };
+    let datum = datum.unwrap_or(pg_sys::Datum::null());
+    // SAFETY: scan_key is a zeroed ScanKeyData, and the function compares the type of the datum.
+    unsafe { pg_sys::ScanKeyInit(scan_key, column, equal, pg_sys::Oid::from(function), datum) };
+}
+
+/// The relation of that name in the schema, or `InvalidOid`.
+pub fn relation(name: &str, schema: pg_sys::Oid) -> pg_sys::Oid {
+    let Ok(name) = CString::new(name) else { return pg_sys::InvalidOid };
+    // SAFETY: the name is a C string that outlives the call.
+    unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) }
+}

@@ -1,0 +1,217 @@
+//! What the usage views need beyond SQL.
+
+use pgrx::prelude::*;
+use pgrx::{AnyNumeric, Uuid, pg_sys};
+
+use crate::context;
+use crate::error::{Error, Result, or_raise};
+use crate::isolation::rows;
+use crate::isolation::table::{self, Protected, Table};
+use crate::plan::{CachedPlan, Snapshot, as_owner, read};
+use crate::quota::{self, gauge, period};
+use crate::registry;
+use crate::tenant::TenantId;
+
+/// Whether the role sees the usage of all tenants.
+#[pg_extern(sql = false)]
+fn sees_all() -> bool {
+    registry::accept_invalidations();
+    or_raise(registry::rights(registry::acting_role())).sees_all
+}
+
+/// Refuses the usage of a tenant that the session does not act for.
+fn check_visible(tenant: Option<TenantId>) -> Result<()> {
+    registry::accept_invalidations();
+    if registry::rights(registry::acting_role())?.sees_all {
+        return Ok(());
+    }
+    let own = context::held()?.map(|tenant| tenant.id);
+    if tenant.is_some() && own == tenant {
+        return Ok(());
+    }
+    Err(Error::NotPermitted {
+        what: "permission denied for the usage of other tenants".into(),
+        hint: "Operators and members of pg_read_all_stats see all tenants.",
+    })
+}
+
+fn instant(unix: i64) -> Option<TimestampWithTimeZone> {
+    // An unbounded window has no start and no end.
+    if unix == period::INFINITY || unix == period::NEG_INFINITY {
+        return None;
+    }
+    TimestampWithTimeZone::try_from(period::to_postgres(unix)).ok()
+}
+
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn usage_of(
+    tenant: Option<Uuid>,
+) -> TableIterator<
+    'static,
+    (
+        name!(resource, String),
+        name!(period_start, Option<TimestampWithTimeZone>),
+        name!(resets_at, Option<TimestampWithTimeZone>),
+        name!(used, i64),
+        name!(held, i64),
+        name!(quota_limit, Option<i64>),
+        name!(remaining, Option<i64>),
+        name!(percent_used, Option<AnyNumeric>),
+        name!(enforcement, String),
+        name!(mode, String),
+    ),
+> {
+    let rows = || {
+        let id = tenant.map(|id| TenantId::from_bytes(*id.as_bytes()));
+        check_visible(id)?;
+        let Some(tenant) = id.map(registry::tenant).transpose()?.flatten() else { return Ok(Vec::new()) };
+        let mut rows = Vec::new();
+        for resource in registry::limited_resources(&tenant)? {
+            let key = quota::Key::of(tenant.clone(), &resource)?;
+            let (mode, used) = quota::peek(&key)?;
+            let remaining = key.limit.map(|limit| limit.saturating_sub(used).max(0));
+            rows.push((
+                resource.to_string(),
+                instant(key.window.start),
+                instant(key.window.end),
+                used,
+                0,
+                key.limit,
+                remaining,
+                key.limit.and_then(|limit| percent(used, limit)),
+                key.quota.enforcement.as_str().to_string(),
+                mode.to_string(),
+            ));
+        }
+        Ok(rows)
+    };
+    TableIterator::new(or_raise(rows()))
+}
+
+/// Per cent with one decimal; of a limit of 0 there is no per cent unless something is used.
+fn percent(used: i64, limit: i64) -> Option<AnyNumeric> {
+    let tenths = match (used, limit) {
+        (0, 0) => 0,
+        (_, 0) => return None,
+        _ => i128::from(used) * 1000 / i128::from(limit),
+    };
+    AnyNumeric::try_from(format!("{}.{}", tenths / 10, tenths % 10).as_str()).ok()
+}
+
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn storage_of(
+    tenant: Option<Uuid>,
+) -> TableIterator<
+    'static,
+    (
+        name!(owner_id, Uuid),
+        name!(target, pg_sys::Oid),
+        name!(row_count, i64),
+        name!(total_bytes, i64),
+    ),
+> {
+    let rows = || {
+        let id = tenant.map(|id| TenantId::from_bytes(*id.as_bytes()));
+        check_visible(id)?;
+        let mut found = Vec::new();
+        for (table, protected) in roots()? {
+            for (name, size) in rows::measure(&table, &protected, id, Snapshot::Active)? {
+                if let Some(owner) = name.tenant()? {
+                    found.push((Uuid::from_bytes(*owner.as_bytes()), table.oid, size.rows, size.bytes));
+                }
+            }
+        }
+        Ok(found)
+    };
+    TableIterator::new(or_raise(rows()))
+}
+
+/// The roots of the protected trees, in the order of their names.
+fn roots() -> Result<Vec<(Table, Protected)>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT p.relation::pg_catalog.oid FROM tenant_rls.protected_tables AS p \
+          JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) p.relation \
+          WHERE p.relation OPERATOR(pg_catalog.=) p.root ORDER BY c.relname, c.oid",
+        &[],
+    );
+    let mut found = Vec::new();
+    as_owner(|| SELECT.run(&[], |row| found.extend(row.get::<pg_sys::Oid>(1))))?;
+    let mut roots = Vec::new();
+    for relation in found {
+        if let Some(protected) = table::protected(relation)? {
+            roots.push((table::find(relation)?, protected));
+        }
+    }
+    Ok(roots)
+}
+
+/// A disagreement: tenant, resource, what it is, what was expected, what is there.
+type Finding = (Option<Uuid>, Option<String>, &'static str, Option<i64>, Option<i64>);
+
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn invariants() -> TableIterator<
+    'static,
+    (
+        name!(tenant, Option<Uuid>),
+        name!(resource, Option<String>),
+        name!(finding, &'static str),
+        name!(expected, Option<i64>),
+        name!(actual, Option<i64>),
+    ),
+> {
+    let findings = || {
+        registry::accept_invalidations();
+        if !registry::rights(registry::acting_role())?.sees_all {
+            return Err(Error::NotPermitted {
+                what: "permission denied for the usage of other tenants".into(),
+                hint: "Operators and members of pg_read_all_stats see all tenants.",
+            });
+        }
+        let mut findings = Vec::new();
+        orphans(&mut findings)?;
+        for resource in gauge::attached()? {
+            drift(&resource, &mut findings)?;
+        }
+        Ok(findings)
+    };
+    TableIterator::new(or_raise(findings()))
+}
+
+/// Usage of tenants or resources that the registry does not know.
+fn orphans(findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "SELECT u.tenant_id, u.resource, t.tenant_id IS NULL, u.used \
+               FROM tenant_rls.usage AS u \
+               LEFT JOIN tenant_rls.tenants AS t ON t.tenant_id OPERATOR(pg_catalog.=) u.tenant_id \
+               LEFT JOIN tenant_rls.resources AS r ON r.resource OPERATOR(pg_catalog.=) u.resource \
+               WHERE t.tenant_id IS NULL OR r.resource IS NULL";
+    as_owner(|| {
+        read(Snapshot::Active, sql, |row| {
+            let finding = match row.get::<bool>(3) {
+                Some(true) => "usage of a tenant that is not registered",
+                _ => "usage of a resource that is not defined",
+            };
+            findings.push((row.get(1), row.get(2), finding, None, row.get(4)));
+        });
+    })
+}
+
+/// Gauges that differ from the rows that they follow, in the snapshot of the calling statement.
+fn drift(resource: &str, findings: &mut Vec<Finding>) -> Result<()> {
+    let mut rows = gauge::rows_behind(resource, Snapshot::Active)?;
+    for (tenant, used) in gauge::recorded(resource, Snapshot::Active)? {
+        let expected = rows.remove(&tenant).unwrap_or(0);
+        if expected != used {
+            findings.push(gauge_finding(tenant, resource, expected, used));
+        }
+    }
+    findings.extend(rows.into_iter().map(|(tenant, rows)| gauge_finding(tenant, resource, rows, 0)));
+    Ok(())
+}
+
+fn gauge_finding(tenant: TenantId, resource: &str, expected: i64, actual: i64) -> Finding {
+    let tenant = Uuid::from_bytes(*tenant.as_bytes());
+    (Some(tenant), Some(resource.into()), "the gauge differs from the rows it follows", Some(expected), Some(actual))
+}
