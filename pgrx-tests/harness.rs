@@ -1,0 +1,222 @@
+//! The server, databases, roles and connections of the tests.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use postgres::error::SqlState;
+use postgres::{Client, NoTls, Row};
+
+/// Settings of the test server.
+pub const SETTINGS: &[&str] = &[
+    "shared_preload_libraries = 'tenant_rls'",
+    "max_connections = 200",
+    "max_prepared_transactions = 10",
+    // Deadlocks are part of no test that passes.
+    "deadlock_timeout = '200ms'",
+    "fsync = off",
+];
+
+/// Two tenants that every test may register.
+pub const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
+/// The other one.
+pub const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";
+
+struct Server {
+    host: String,
+    port: u16,
+    superuser: String,
+}
+
+/// The server, started at the first use.
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        // The framework boots the server before it runs a test function. There is none to run: asking for one
+        // that cannot exist is how a client test boots it too.
+        let _ = pgrx_tests::run_test("boot", Some("schema \"tests\" does not exist"), SETTINGS.to_vec());
+        let (mut client, _) = pgrx_tests::client().expect("the test server answers");
+        let one = |client: &mut Client, sql: &str| client.query_one(sql, &[]).expect(sql).get::<_, String>(0);
+        Server {
+            host: "localhost".into(),
+            port: one(&mut client, "SELECT current_setting('port')").parse().expect("a port"),
+            superuser: one(&mut client, "SELECT session_user::text"),
+        }
+    })
+}
+
+/// A number that no other test of this run has.
+fn unique() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A database with the extension, dropped with the server.
+pub struct Db {
+    name: String,
+    number: u32,
+}
+
+impl Db {
+    /// A database with the extension in schema public.
+    pub fn new() -> Db {
+        let db = Db::without_extension();
+        db.admin().run("CREATE EXTENSION tenant_rls");
+        db
+    }
+
+    /// A database without the extension.
+    pub fn without_extension() -> Db {
+        let number = unique();
+        let name = format!("t{number}");
+        connect("postgres", &server().superuser, "").run(&format!("CREATE DATABASE {name}"));
+        Db { name, number }
+    }
+
+    /// A database with the extension, tenants [`A`] and [`B`] on plan free, a protected table
+    /// `orders(id int primary key, tenant_id uuid, note text)` with two rows of each, and a role
+    /// [`Db::app`] that may act for every tenant and read and write the table.
+    pub fn with_orders() -> Db {
+        let db = Db::new();
+        let app = db.app();
+        db.role(&app, "LOGIN");
+        db.admin().run(&format!(
+            "CREATE TABLE orders (id int PRIMARY KEY, tenant_id uuid NOT NULL, note text);
+             SELECT tenant_protect('orders');
+             GRANT SELECT, INSERT, UPDATE, DELETE ON orders TO {app};
+             SELECT tenant_create('{A}'), tenant_create('{B}');
+             SELECT tenant_grant('{app}');
+             INSERT INTO orders VALUES (1, '{A}', 'a1'), (2, '{A}', 'a2'), (3, '{B}', 'b3'), (4, '{B}', 'b4');"
+        ));
+        db
+    }
+
+    /// The name of this database's application role, which [`Db::with_orders`] makes.
+    pub fn app(&self) -> String {
+        self.role_name("app")
+    }
+
+    /// The name of a role that belongs to this test alone.
+    pub fn role_name(&self, name: &str) -> String {
+        format!("{name}_{}", self.number)
+    }
+
+    /// Makes a role.
+    pub fn role(&self, name: &str, options: &str) {
+        self.admin().run(&format!("CREATE ROLE {name} {options}"));
+    }
+
+    /// The name of the database.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A connection as superuser.
+    pub fn admin(&self) -> Client {
+        connect(&self.name, &server().superuser, "")
+    }
+
+    /// A connection as a role.
+    pub fn connect(&self, role: &str) -> Client {
+        connect(&self.name, role, "")
+    }
+
+    /// A connection as a role, with `PGOPTIONS`, or why there is none.
+    pub fn try_connect(&self, role: &str, options: &str) -> Result<Client, postgres::Error> {
+        try_connect(&self.name, role, options)
+    }
+
+    /// A connection as a role whose session acts for a tenant.
+    pub fn connect_as(&self, role: &str, tenant: &str) -> Client {
+        let mut client = self.connect(role);
+        client.run(&format!("SET app.current_tenant = '{tenant}'"));
+        client
+    }
+
+    /// Host and port of the server, for programs.
+    pub fn address(&self) -> (&'static str, u16) {
+        (&server().host, server().port)
+    }
+}
+
+fn connect(database: &str, role: &str, options: &str) -> Client {
+    try_connect(database, role, options).unwrap_or_else(|error| panic!("connect to {database} as {role}: {error}"))
+}
+
+fn try_connect(database: &str, role: &str, options: &str) -> Result<Client, postgres::Error> {
+    let server = server();
+    let mut config = postgres::Config::new();
+    config.host(&server.host).port(server.port).dbname(database).user(role);
+    if !options.is_empty() {
+        config.options(options);
+    }
+    config.connect(NoTls)
+}
+
+/// What tests ask of a connection.
+pub trait Session {
+    /// Runs statements that must succeed, by the simple protocol.
+    fn run(&mut self, sql: &str);
+
+    /// The first column of the only row, by the extended protocol.
+    fn one<T>(&mut self, sql: &str) -> T
+    where
+        T: for<'a> postgres::types::FromSql<'a>;
+
+    /// The rows.
+    fn rows(&mut self, sql: &str) -> Vec<Row>;
+
+    /// The SQLSTATE of statements that must fail, by the simple protocol.
+    fn fails(&mut self, sql: &str) -> String;
+
+    /// Succeeds or fails: the SQLSTATE, or `None`.
+    fn attempt(&mut self, sql: &str) -> Option<String>;
+}
+
+impl Session for Client {
+    #[track_caller]
+    fn run(&mut self, sql: &str) {
+        if let Err(error) = self.batch_execute(sql) {
+            panic!("{sql}\n{}", describe(&error));
+        }
+    }
+
+    #[track_caller]
+    fn one<T>(&mut self, sql: &str) -> T
+    where
+        T: for<'a> postgres::types::FromSql<'a>,
+    {
+        match self.query_one(sql, &[]) {
+            Ok(row) => row.get(0),
+            Err(error) => panic!("{sql}\n{}", describe(&error)),
+        }
+    }
+
+    #[track_caller]
+    fn rows(&mut self, sql: &str) -> Vec<Row> {
+        match self.query(sql, &[]) {
+            Ok(rows) => rows,
+            Err(error) => panic!("{sql}\n{}", describe(&error)),
+        }
+    }
+
+    #[track_caller]
+    fn fails(&mut self, sql: &str) -> String {
+        self.attempt(sql).unwrap_or_else(|| panic!("{sql}\nsucceeded"))
+    }
+
+    fn attempt(&mut self, sql: &str) -> Option<String> {
+        self.batch_execute(sql).err().map(|error| state(&error))
+    }
+}
+
+/// The SQLSTATE of an error.
+pub fn state(error: &postgres::Error) -> String {
+    error.code().map_or_else(|| format!("no SQLSTATE: {error}"), |code: &SqlState| code.code().to_string())
+}
+
+fn describe(error: &postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(e) => format!("{}: {} {:?} {:?}", e.code().code(), e.message(), e.detail(), e.hint()),
+        None => error.to_string(),
+    }
+}
