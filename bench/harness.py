@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,7 +126,8 @@ class Session:
 
 @dataclass
 class Side:
-    """One of the things compared. `loop` is PL/pgSQL that makes the i-th call; `script` a pgbench script."""
+    """One of the things compared. `script` is for pgbench; `loop` is PL/pgSQL that makes a call: the k-th of a round,
+    the i-th of a block, which `declare` may prepare for the calls {first} to {last}."""
 
     server: Server
     database: str
@@ -163,24 +165,17 @@ class Side:
             raise Failure(f"pgbench:\n{out}")
         return clients / float(rate[1]) * 1e6
 
-    def block(self, calls):
+    def block(self, first, last, idle=False):
+        """A DO block that makes the calls from `first` to `last`, or only gets ready for them."""
         end = "COMMIT;" if self.commit else ""
+        declare = self.declare.format(first=first, last=last)
         return (
-            f"DO $loop$ DECLARE {self.declare} BEGIN FOR i IN 1..{calls} LOOP {self.loop} {end} END LOOP; END $loop$"
+            f"DO $loop$ DECLARE k bigint; {declare} BEGIN FOR i IN 1..{0 if idle else last - first + 1} LOOP"
+            f" k := {first - 1} + i; {self.loop} {end} END LOOP; END $loop$"
         )
 
-    def cpu(self, calls):
-        """Microseconds of CPU of the server process, a call; what the loop needs before its first call left out."""
-        self.prepare()
-        with Session(self.server, self.database, self.user, f"{self.options} {self.loop_options}") as session:
-
-            def cost(number):
-                before = session.cpu()
-                session.ask(self.block(number))
-                return session.cpu() - before
-
-            cost(max(calls // 100, 2))
-            return (cost(calls) - cost(0)) / calls * 1e6
+    def session(self):
+        return Session(self.server, self.database, self.user, f"{self.options} {self.loop_options}")
 
     def plan(self, sample):
         """The kinds of nodes of the plan that the script's one statement, prepared, comes to use."""
@@ -203,13 +198,52 @@ class Side:
         return " / ".join(re.findall(r'"Node Type": "([^"]+)"', lines))
 
 
-def alternate(rounds, sides, measure, progress):
-    """Measures every side once a round, forwards and backwards in turn, so that a drift of the machine hits all."""
+def alternating(number, sides):
+    """Forwards and backwards in turn, so that a drift of the machine hits all sides."""
+    return list(sides) if number % 2 == 0 else list(reversed(sides))
+
+
+def times(sides, rounds, seconds, clients, progress):
+    """Microseconds of a transaction, each side once a round."""
     samples = {name: [] for name in sides}
+    for side in sides.values():
+        side.time(1, clients)
     for number in range(rounds):
         progress(number + 1, rounds)
-        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            samples[name].append(measure(sides[name]))
+        for name in alternating(number, sides):
+            samples[name].append(sides[name].time(seconds, clients))
+    return samples
+
+
+SLICES = 10
+
+
+def cpus(sides, rounds, calls, progress):
+    """Microseconds of CPU of the server process, a call. A round is cut into slices that alternate, in sessions
+    that stay; what a block needs before its first call is left out."""
+    samples = {name: [] for name in sides}
+    size = max(calls // SLICES, 2)
+    for number in range(rounds):
+        progress(number + 1, rounds)
+        spent = dict.fromkeys(sides, 0.0)
+        for side in sides.values():
+            side.prepare()
+        with ExitStack() as stack:
+            sessions = {name: stack.enter_context(side.session()) for name, side in sides.items()}
+
+            def cost(name, *block):
+                before = sessions[name].cpu()
+                sessions[name].ask(sides[name].block(*block))
+                return sessions[name].cpu() - before
+
+            for name in sides:
+                cost(name, 1, max(size // 10, 1))
+            for piece in range(SLICES):
+                first, last = piece * size + 1, (piece + 1) * size
+                for name in alternating(piece, sides):
+                    spent[name] += cost(name, first, last) - cost(name, first, last, True)
+        for name, seconds in spent.items():
+            samples[name].append(seconds / (size * SLICES) * 1e6)
     return samples
 
 

@@ -168,6 +168,7 @@ class Databases:
                 CREATE TABLE samples AS
                 SELECT k AS n, '{PREFIX}' || {FIRST} + k * 7919 % {number} AS tenant
                 FROM generate_series(1::bigint, 200000) AS k;
+                CREATE INDEX ON samples (n);
                 GRANT SELECT ON samples TO bench_app;
                 VACUUM ANALYZE samples;
                 """,
@@ -245,7 +246,7 @@ def point(databases):
         "point lookup by primary key",
         "\\set n 2 * random(0, 499999) + 1\n"
         "SELECT o.total, o.created_at FROM {orders} o WHERE o.id = md5(:n::text)::uuid {and_};\n",
-        "SELECT o.total, o.created_at INTO v_total, v_at FROM {orders} o WHERE o.id = v_ids[1 + i % 10000] {and_};",
+        "SELECT o.total, o.created_at INTO v_total, v_at FROM {orders} o WHERE o.id = v_ids[1 + k % 10000] {and_};",
         "v_ids uuid[] := ARRAY(SELECT id FROM samples ORDER BY n); v_total numeric; v_at timestamp;",
     )
 
@@ -259,7 +260,7 @@ def newest(databases):
         "SELECT o.id, o.total, o.created_at FROM {orders} o"
         " WHERE o.created_at >= timestamp '2024-01-01' + :n * interval '30 seconds' {and_}"
         " ORDER BY o.created_at LIMIT 50;\n",
-        "PERFORM o.id, o.total, o.created_at FROM {orders} o WHERE o.created_at >= v_since[1 + i % 10000] {and_}"
+        "PERFORM o.id, o.total, o.created_at FROM {orders} o WHERE o.created_at >= v_since[1 + k % 10000] {and_}"
         " ORDER BY o.created_at LIMIT 50;",
         "v_since timestamp[] := ARRAY(SELECT since FROM samples ORDER BY n);",
     )
@@ -288,7 +289,7 @@ def join(databases):
         "SELECT o.total, t.product, t.quantity, t.price FROM {orders} o JOIN {items} t ON t.order_id = o.id"
         " WHERE o.id = md5(:n::text)::uuid {and_both};\n",
         "PERFORM o.total, t.product, t.quantity, t.price FROM {orders} o JOIN {items} t ON t.order_id = o.id"
-        " WHERE o.id = v_ids[1 + i % 10000] {and_both};",
+        " WHERE o.id = v_ids[1 + k % 10000] {and_both};",
         "v_ids uuid[] := ARRAY(SELECT id_with_items FROM samples ORDER BY n);",
     )
 
@@ -336,7 +337,7 @@ def set_tenant(databases, number):
             database,
             script=pick + script,
             loop=loop,
-            declare="v_tenants text[] := ARRAY(SELECT tenant FROM samples ORDER BY n);"
+            declare="v_tenants text[] := ARRAY(SELECT tenant FROM samples WHERE n BETWEEN {first} AND {last} ORDER BY n);"
             " v_uuids uuid[] := v_tenants::uuid[];",
             **more,
         )
@@ -433,7 +434,7 @@ def consume(databases):
             database,
             script=pick + f"BEGIN;\nSELECT set_tenant(('{PREFIX}' || :n)::uuid);\n"
             "SELECT allowed FROM tenant_quota_consume('api_requests');\nCOMMIT;\n",
-            loop=f"PERFORM set_tenant(('{PREFIX}' || {FIRST} + i * 7919::bigint % 1000)::uuid);"
+            loop=f"PERFORM set_tenant(('{PREFIX}' || {FIRST} + k * 7919 % 1000)::uuid);"
             " SELECT q.allowed INTO v_ok FROM tenant_quota_consume('api_requests') AS q;",
         ),
         "plain": Side(
@@ -441,7 +442,7 @@ def consume(databases):
             database,
             script=pick + f"BEGIN;\nSELECT set_config('my.tenant', '{PREFIX}' || :n, true);\n"
             "SELECT hand_consume('api_requests');\nCOMMIT;\n",
-            loop=f"PERFORM set_config('my.tenant', '{PREFIX}' || {FIRST} + i * 7919::bigint % 1000, true);"
+            loop=f"PERFORM set_config('my.tenant', '{PREFIX}' || {FIRST} + k * 7919 % 1000, true);"
             " SELECT hand_consume('api_requests') INTO v_ok;",
         ),
     }
@@ -498,7 +499,7 @@ def unprotected(databases):
     scripts = {
         "select": (
             "\\set aid random(1, 1000000)\nSELECT balance FROM accounts WHERE aid = :aid;\n",
-            "SELECT balance INTO v_balance FROM accounts WHERE aid = 1 + i * 7919::bigint % 1000000;",
+            "SELECT balance INTO v_balance FROM accounts WHERE aid = 1 + k * 7919 % 1000000;",
         ),
         "tpcb": (
             "\\set aid random(1, 1000000)\n\\set bid random(1, 10)\n\\set tid random(1, 100)\n"
@@ -511,11 +512,11 @@ def unprotected(databases):
             "INSERT INTO history (tid, bid, aid, delta, mtime)"
             " VALUES (:tid, :bid, :aid, :delta, CURRENT_TIMESTAMP);\n"
             "COMMIT;\n",
-            "UPDATE accounts SET balance = balance + 1 WHERE aid = 1 + i * 7919::bigint % 1000000;"
-            " SELECT balance INTO v_balance FROM accounts WHERE aid = 1 + i * 7919::bigint % 1000000;"
-            " UPDATE tellers SET balance = balance + 1 WHERE tid = 1 + i % 100;"
-            " UPDATE branches SET balance = balance + 1 WHERE bid = 1 + i % 10;"
-            " INSERT INTO history (tid, bid, aid, delta, mtime) VALUES (1, 1, i, 1, CURRENT_TIMESTAMP);",
+            "UPDATE accounts SET balance = balance + 1 WHERE aid = 1 + k * 7919 % 1000000;"
+            " SELECT balance INTO v_balance FROM accounts WHERE aid = 1 + k * 7919 % 1000000;"
+            " UPDATE tellers SET balance = balance + 1 WHERE tid = 1 + k % 100;"
+            " UPDATE branches SET balance = balance + 1 WHERE bid = 1 + k % 10;"
+            " INSERT INTO history (tid, bid, aid, delta, mtime) VALUES (1, 1, k, 1, CURRENT_TIMESTAMP);",
         ),
     }
 

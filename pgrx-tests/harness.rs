@@ -1,6 +1,6 @@
 //! The server, databases, roles and connections of the tests.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use postgres::error::SqlState;
@@ -125,6 +125,16 @@ impl Db {
         try_connect(&self.name, role, options)
     }
 
+    /// A connection as a role, with `PGOPTIONS`, and what the server tells it beside its answers.
+    pub fn connect_listening(&self, role: &str, options: &str) -> (Client, Notices) {
+        let notices = Notices::default();
+        let heard = notices.0.clone();
+        let mut config = config(&self.name, role, options);
+        config.notice_callback(move |notice| heard.lock().unwrap().push(notice.code().code().to_string()));
+        let client = config.connect(NoTls).unwrap_or_else(|error| panic!("connect as {role}: {error}"));
+        (client, notices)
+    }
+
     /// A connection as a role whose session acts for a tenant.
     pub fn connect_as(&self, role: &str, tenant: &str) -> Client {
         let mut client = self.connect(role);
@@ -143,13 +153,28 @@ fn connect(database: &str, role: &str, options: &str) -> Client {
 }
 
 fn try_connect(database: &str, role: &str, options: &str) -> Result<Client, postgres::Error> {
+    config(database, role, options).connect(NoTls)
+}
+
+fn config(database: &str, role: &str, options: &str) -> postgres::Config {
     let server = server();
     let mut config = postgres::Config::new();
     config.host(&server.host).port(server.port).dbname(database).user(role);
     if !options.is_empty() {
         config.options(options);
     }
-    config.connect(NoTls)
+    config
+}
+
+/// The SQLSTATEs of the notices and warnings that a connection has received.
+#[derive(Default)]
+pub struct Notices(Arc<Mutex<Vec<String>>>);
+
+impl Notices {
+    /// The number of warnings since the last call.
+    pub fn warnings(&self) -> usize {
+        self.0.lock().unwrap().drain(..).filter(|code| code == "01000").count()
+    }
 }
 
 /// What tests ask of a connection.

@@ -142,6 +142,8 @@ fn take(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
     }
     check_writable(key)?;
     let (verdict, used) = mode.take(key, amount)?;
+    // The call may have waited for others: a tenant that was suspended meanwhile takes nothing.
+    context::required()?;
     if verdict.reason == Reason::Shadow {
         pgrx::log!(
             "quota of \"{}\" would have denied {amount} units of tenant {}",

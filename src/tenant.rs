@@ -115,7 +115,7 @@ impl fmt::Debug for TenantId {
     }
 }
 
-/// What a tenant may do now: the column `status` of `tenant_rls.tenants` (DESIGN.md, section 3).
+/// What a tenant may do now: the column `status` of `tenant_rls.tenants` (docs/registry.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
     /// Reads, writes and consumes.
@@ -129,7 +129,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// All statuses, in the order of DESIGN.md.
+    /// All statuses, in the order of the documents.
     pub const ALL: [Status; 4] = [
         Status::Active,
         Status::Suspended,

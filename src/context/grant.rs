@@ -118,7 +118,7 @@ fn grant(role: Option<pg_sys::Oid>, tenant: Option<Uuid>, ticket_required: bool)
 fn revoke(role: Option<pg_sys::Oid>, tenant: Option<Uuid>) -> Result<()> {
     static DELETE: CachedPlan = CachedPlan::new(
         c"DELETE FROM tenant_rls.grants AS g WHERE g.role_name OPERATOR(pg_catalog.=) $1 \
-          AND g.tenant_id IS NOT DISTINCT FROM $2",
+          AND (g.tenant_id OPERATOR(pg_catalog.=) $2 OR (g.tenant_id IS NULL AND $2 IS NULL))",
         &[pg_sys::TEXTOID, pg_sys::UUIDOID],
     );
     let name = existing(role)?;

@@ -1,9 +1,6 @@
-//! The text of the policies, how names and values are quoted in SQL, and what a policy's
-//! fingerprint is.
+//! The text of the policies, and how names and values are quoted in SQL.
 //!
 //! Pure. Everything that builds SQL from a name takes the quoting from here.
-
-use std::fmt::Write;
 
 /// The permissive policy: which rows a tenant can see and write.
 pub const ISOLATION_POLICY: &str = "tenant_isolation";
@@ -37,7 +34,7 @@ pub fn qualified(schema: &str, name: &str) -> String {
     format!("{}.{}", quote_ident(schema), quote_ident(name))
 }
 
-/// The type of a tenant column, which decides what it is compared with (DESIGN.md, section 3).
+/// The type of a tenant column, which decides what it is compared with (docs/registry.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyType {
     /// `uuid`: the tenant's id.
@@ -95,7 +92,7 @@ pub struct PolicySpec<'a> {
 impl PolicySpec<'_> {
     /// The condition of both policies: `column = required_tenant()`.
     ///
-    /// One comparison of the bare column, as a hand-written WHERE (DESIGN.md, section 5), and every
+    /// One comparison of the bare column, as a hand-written WHERE (docs/isolation.md), and every
     /// name in it qualified. An integer column is compared with the bigint key by
     /// `pg_catalog.=(integer, bigint)`, which B-tree indexes on integers support: a cast of the
     /// column would keep the index from being used, a cast of the key could fail.
@@ -110,7 +107,7 @@ impl PolicySpec<'_> {
     /// The two statements that create the policies on a table, [`ISOLATION_POLICY`] first.
     /// `table` is the table's name in SQL, as from [`qualified`].
     ///
-    /// Both have one condition (DESIGN.md, section 5): PostgreSQL evaluates equal conditions once
+    /// Both have one condition (docs/isolation.md): PostgreSQL evaluates equal conditions once
     /// on reads, and no permissive policy that someone adds later gets around the restrictive one.
     /// TO PUBLIC, as a policy for named roles would leave the others without the boundary.
     pub fn create_policy_statements(&self, table: &str) -> [String; 2] {
@@ -126,121 +123,6 @@ impl PolicySpec<'_> {
                 quote_ident(name),
             )
         })
-    }
-}
-
-/// What `pg_policy` says about one policy, as [`fingerprint`] takes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PolicyShape<'a> {
-    /// `polname`.
-    pub name: &'a str,
-    /// `polpermissive`.
-    pub permissive: bool,
-    /// `polcmd`: `*` is ALL.
-    pub command: char,
-    /// Whether `polroles` is PUBLIC alone (`{0}`).
-    pub to_public: bool,
-    /// `pg_get_expr(polqual, polrelid)`, printed with `search_path` set to `pg_catalog` alone: the
-    /// setting decides which names are printed with their schema.
-    pub using: Option<&'a str>,
-    /// `pg_get_expr(polwithcheck, polrelid)`, printed in the same way.
-    pub check: Option<&'a str>,
-}
-
-/// A hash of all that a policy does, 16 hexadecimal digits: two policies that differ in anything
-/// but white space and a pair of parentheses around a whole condition have, for all practical
-/// purposes, different ones. The same on every machine and in every release, as it is stored.
-///
-/// It finds what changed by accident. It is no proof against one who picks a condition to fit a
-/// hash (FNV-1a, 64 bits): who may create policies on a table may as well drop them.
-pub fn fingerprint(policy: &PolicyShape<'_>) -> String {
-    let mut hash = Fnv1a::new();
-    hash.field(Some(policy.name));
-    hash.field(Some(if policy.permissive { "p" } else { "r" }));
-    hash.field(Some(policy.command.encode_utf8(&mut [0; 4])));
-    hash.field(Some(if policy.to_public { "public" } else { "roles" }));
-    hash.field(policy.using.map(normalized).as_deref());
-    hash.field(policy.check.map(normalized).as_deref());
-    hash.into_text()
-}
-
-/// A deparsed condition without what may differ between PostgreSQL's versions and means nothing:
-/// runs of white space outside of quotes become one space, parentheses around the whole go.
-fn normalized(condition: &str) -> String {
-    let mut text = String::with_capacity(condition.len());
-    let mut quote = None;
-    for c in condition.chars() {
-        match quote {
-            None if c.is_ascii_whitespace() => {
-                if !text.ends_with(' ') {
-                    text.push(' ');
-                }
-                continue;
-            }
-            // A doubled quote closes and opens again at once, which comes to the same.
-            None if c == '"' || c == '\'' => quote = Some(c),
-            Some(open) if c == open => quote = None,
-            _ => {}
-        }
-        text.push(c);
-    }
-
-    let mut rest = text.trim_matches(' ');
-    while let Some(inner) = within_parentheses(rest) {
-        rest = inner.trim_matches(' ');
-    }
-    rest.to_owned()
-}
-
-/// What is between the first and the last character if these are one pair of parentheses:
-/// `a` for `(a)`, nothing for `(a) AND (b)`.
-fn within_parentheses(text: &str) -> Option<&str> {
-    let inner = text.strip_prefix('(')?.strip_suffix(')')?;
-    let mut depth = 0_usize;
-    let mut quote = None;
-    for c in inner.chars() {
-        match (quote, c) {
-            (None, '"' | '\'') => quote = Some(c),
-            (Some(open), _) if c == open => quote = None,
-            (None, '(') => depth += 1,
-            (None, ')') => depth = depth.checked_sub(1)?,
-            _ => {}
-        }
-    }
-    (depth == 0 && quote.is_none()).then_some(inner)
-}
-
-/// The Fowler/Noll/Vo hash 1a of 64 bits. `std`'s hasher may change with the compiler.
-struct Fnv1a(u64);
-
-impl Fnv1a {
-    const fn new() -> Fnv1a {
-        Fnv1a(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    /// One value, with its length before it: text that moves from one field to the next changes
-    /// the hash, and a missing value is not an empty one.
-    fn field(&mut self, value: Option<&str>) {
-        match value {
-            Some(value) => {
-                self.bytes(&[1]);
-                self.bytes(&(value.len() as u64).to_be_bytes());
-                self.bytes(value.as_bytes());
-            }
-            None => self.bytes(&[0]),
-        }
-    }
-
-    fn into_text(self) -> String {
-        let mut text = String::with_capacity(16);
-        write!(text, "{:016x}", self.0).expect("writing to a string cannot fail");
-        text
     }
 }
 
@@ -328,101 +210,6 @@ mod tests {
         );
     }
 
-    const SHAPE: PolicyShape<'static> = PolicyShape {
-        name: ISOLATION_POLICY,
-        permissive: true,
-        command: '*',
-        to_public: true,
-        using: Some("(tenant_id = public.required_tenant())"),
-        check: Some("(tenant_id = public.required_tenant())"),
-    };
-
-    #[test]
-    fn the_fingerprint_is_stable() {
-        // Stored in databases: a change here makes every protected table look tampered with.
-        assert_eq!(fingerprint(&SHAPE), "7480b231052b978f");
-    }
-
-    #[test]
-    fn layout_leaves_the_fingerprint_alone() {
-        for text in [
-            "tenant_id = public.required_tenant()",
-            "((tenant_id = public.required_tenant()))",
-            " ( tenant_id  =\n\tpublic.required_tenant() ) ",
-        ] {
-            let using = Some(text);
-            assert_eq!(
-                fingerprint(&PolicyShape { using, ..SHAPE }),
-                fingerprint(&SHAPE),
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
-    fn every_change_of_a_policy_changes_the_fingerprint() {
-        let original = fingerprint(&SHAPE);
-        for changed in [
-            PolicyShape {
-                name: BOUNDARY_POLICY,
-                ..SHAPE
-            },
-            PolicyShape {
-                permissive: false,
-                ..SHAPE
-            },
-            PolicyShape {
-                command: 'r',
-                ..SHAPE
-            },
-            PolicyShape {
-                to_public: false,
-                ..SHAPE
-            },
-            PolicyShape {
-                using: None,
-                ..SHAPE
-            },
-            PolicyShape {
-                check: None,
-                ..SHAPE
-            },
-            PolicyShape {
-                using: Some("true"),
-                ..SHAPE
-            },
-            PolicyShape {
-                check: Some(""),
-                ..SHAPE
-            },
-            PolicyShape {
-                using: Some("(tenant_id = public.required_tenant()) OR true"),
-                ..SHAPE
-            },
-            PolicyShape {
-                using: Some("(tenant_id = other.required_tenant())"),
-                ..SHAPE
-            },
-        ] {
-            assert_ne!(fingerprint(&changed), original, "{changed:?}");
-        }
-    }
-
-    #[test]
-    fn text_in_quotes_is_left_as_it_is() {
-        assert_eq!(
-            normalized(r#"("a  b" = 'c  ''  d')"#),
-            r#""a  b" = 'c  ''  d'"#
-        );
-        assert_eq!(normalized("(a)   AND (b)"), "(a) AND (b)");
-        assert_eq!(normalized("(a = ')')"), "a = ')'");
-        assert_eq!(
-            normalized("(a = '(') OR (b = ')')"),
-            "(a = '(') OR (b = ')')"
-        );
-        assert_eq!(normalized("()"), "");
-    }
-
     /// Reads back a quoted identifier or literal as PostgreSQL's scanner does.
     fn unquoted(text: &str, quote: char, backslashes: bool) -> Option<String> {
         let mut chars = text.chars();
@@ -459,12 +246,6 @@ mod tests {
                     prop_assert_eq!(unquoted(&literal, '\'', true), Some(value));
                 }
             }
-        }
-
-        #[test]
-        fn normal_text_is_its_own_normal_text(text in "[()'\" a=]{0,30}") {
-            let once = normalized(&text);
-            prop_assert_eq!(normalized(&once), once);
         }
     }
 }

@@ -5,11 +5,11 @@
 
 /// How many units a tenant may use in one period (a counter) or at one time (a gauge).
 ///
-/// `None` is unlimited, stored as NULL; `Some(0)` is none at all (DESIGN.md, section 3).
+/// `None` is unlimited, stored as NULL; `Some(0)` is none at all (docs/registry.md).
 /// Never negative.
 pub type Limit = Option<i64>;
 
-/// What happens above the limit (DESIGN.md, section 6, rule 7).
+/// What happens above the limit (docs/quotas.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Enforcement {
     /// Units above the limit are denied.
@@ -22,7 +22,7 @@ pub enum Enforcement {
 }
 
 impl Enforcement {
-    /// All ways, in the order of DESIGN.md.
+    /// All ways, in the order of the documents.
     pub const ALL: [Enforcement; 3] = [Enforcement::Hard, Enforcement::Soft, Enforcement::Shadow];
 
     /// The text stored in the tables and shown to users.
@@ -44,7 +44,7 @@ impl Enforcement {
 }
 
 /// Why a verdict is what it is: the field `reason` of `tenant_quota_result`
-/// (DESIGN.md, section 6).
+/// (docs/quotas.md).
 ///
 /// [`decide`] gives all but `InFlight` and `Replay`, which only a mode can know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,16 +105,16 @@ pub struct Verdict {
 ///
 /// The rules, in the order in which they are tried:
 ///
-/// 1. An amount of 0 is a peek (DESIGN.md, section 6, rule 4): allowed, nothing granted, `ok`, or
+/// 1. An amount of 0 is a peek (docs/quotas.md): allowed, nothing granted, `ok`, or
 ///    `unlimited` without a limit; `remaining` says how much is left.
-/// 2. `used <= limit - amount` is within the limit. Never `used + amount`, which can overflow
-///    (rule 4); this form cannot, as both are at least 0.
-/// 3. Above it, `hard` denies (rule 1, never overshoot): `amount_exceeds_limit` when the amount
+/// 2. `used <= limit - amount` is within the limit. Never `used + amount`, which can overflow;
+///    this form cannot, as both are at least 0.
+/// 3. Above it, `hard` denies: `amount_exceeds_limit` when the amount
 ///    is larger than the whole limit, so no reset will help, else `limit`.
-/// 4. `soft` and `shadow` never deny (rule 7), and an unlimited resource is still metered
-///    (section 3): the amount is granted, with a reason that tells it apart.
+/// 4. `soft` and `shadow` never deny, and an unlimited resource is still metered:
+///    the amount is granted, with a reason that tells it apart.
 /// 5. But for one case, which no enforcement excuses: a use that does not fit into an `i64` cannot
-///    be counted, and rule 1 (never lose) wins. Denied with `limit`.
+///    be counted, and no unit may be lost. Denied with `limit`.
 pub fn decide(limit: Limit, enforcement: Enforcement, used: i64, amount: i64) -> Verdict {
     debug_assert!(used >= 0 && amount >= 0 && limit.is_none_or(|limit| limit >= 0));
 

@@ -51,6 +51,19 @@ fn checked_gauge(resource: Option<&str>) -> Result<String> {
     Ok(resource.name.to_string())
 }
 
+/// Refuses who does not run the registry: to attach a table sets the gauge to the rows of the table, for every
+/// tenant, and whoever may create a table owns one.
+fn check_operator() -> Result<()> {
+    registry::accept_invalidations();
+    if registry::rights(registry::acting_role())?.operator {
+        return Ok(());
+    }
+    Err(Error::NotPermitted {
+        what: "must be an operator to attach or detach a gauge".into(),
+        hint: "A superuser can call tenant_grant_operator(role).",
+    })
+}
+
 /// The protected root that `target` is, owned by the caller.
 fn owned_root(target: Option<pg_sys::Oid>) -> Result<Protected> {
     let target = target.ok_or(Error::Null("the table"))?;
@@ -71,6 +84,7 @@ fn owned_root(target: Option<pg_sys::Oid>) -> Result<Protected> {
 fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
     let attach = || {
         let root = owned_root(target)?;
+        check_operator()?;
         let resource = checked_gauge(resource)?;
         table::lock_tree(root.relation, pg_sys::ShareRowExclusiveLock);
         if attached_roots(&resource)?.contains(&root.relation) {
@@ -88,6 +102,7 @@ fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
 fn tenant_quota_detach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
     let detach = || {
         let root = owned_root(target)?;
+        check_operator()?;
         let resource = resource.ok_or(Error::Null("the resource"))?;
         table::lock_tree(root.relation, pg_sys::ShareRowExclusiveLock);
         if !attached_roots(resource)?.contains(&root.relation) {

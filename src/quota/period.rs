@@ -65,7 +65,7 @@ pub const fn from_postgres(datum: i64) -> i64 {
     }
 }
 
-/// How long a counter counts before it begins again at 0 (DESIGN.md, section 6, rule 5).
+/// How long a counter counts before it begins again at 0 (docs/quotas.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Period {
     /// A second.
@@ -87,7 +87,7 @@ pub enum Period {
 }
 
 impl Period {
-    /// All periods, in the order of DESIGN.md.
+    /// All periods, in the order of the documents.
     pub const ALL: [Period; 8] = [
         Period::Second,
         Period::Minute,
@@ -214,7 +214,7 @@ impl Window {
 /// The window of `period` that contains the instant `now` ([`INFINITY`] belongs to the last one).
 ///
 /// The windows of one period and billing tile the time line: the end of one is the start of the
-/// next. Where they begin (DESIGN.md, section 6, rule 5):
+/// next. Where they begin (docs/quotas.md):
 ///
 /// - Without an anchor: at the full second, minute, hour, day, Monday, month or year of UTC.
 /// - With an anchor: at the anchor and n periods later or, before it, earlier. Seconds, minutes and
@@ -261,7 +261,7 @@ pub struct Change {
 /// The window of `period` that contains the instant `now`, for a tenant whose billing has changed.
 /// `changes` are all there are, sorted by `at`; later ones than `now` make no difference.
 ///
-/// A change holds from the next period on (DESIGN.md, section 3, `tenant_billing_set`): the window
+/// A change holds from the next period on (docs/registry.md, `tenant_billing_set`): the window
 /// that contains its instant ends where it would have ended, and the first window of the new
 /// billing begins there, cut short where it would have begun earlier. Of several changes in one
 /// window the last one counts. Before the first change, periods are those of the calendar in UTC.
