@@ -1,7 +1,7 @@
 //! The server, databases, roles and connections of the tests.
 
-use std::sync::{Arc, Mutex, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use postgres::error::SqlState;
 use postgres::{Client, NoTls, Row};
@@ -149,7 +149,8 @@ impl Db {
 }
 
 fn connect(database: &str, role: &str, options: &str) -> Client {
-    try_connect(database, role, options).unwrap_or_else(|error| panic!("connect to {database} as {role}: {error}"))
+    try_connect(database, role, options)
+        .unwrap_or_else(|error| panic!("connect to {database} as {role}: {error}"))
 }
 
 fn try_connect(database: &str, role: &str, options: &str) -> Result<Client, postgres::Error> {

@@ -11,6 +11,9 @@
 set -euo pipefail
 umask 022
 
+# Called by make, these would make PostgreSQL's own make believe that it is not the outermost.
+unset MAKEFLAGS MAKELEVEL MFLAGS
+
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 is_root() { [[ $EUID -eq 0 ]]; }

@@ -1,65 +1,65 @@
 -- The tenant of a session, and who may act for whom.
 
-CREATE FUNCTION set_tenant(tenant uuid, is_local boolean DEFAULT true) RETURNS uuid
+CREATE FUNCTION @extschema@.set_tenant(tenant uuid, is_local boolean DEFAULT true) RETURNS uuid
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_tenant_wrapper';
-COMMENT ON FUNCTION set_tenant(uuid, boolean) IS
+COMMENT ON FUNCTION @extschema@.set_tenant(uuid, boolean) IS
 'validates the tenant and sets app.current_tenant, until the end of the transaction or, with is_local false, of the session; returns the tenant. 42704 unknown, 42501 not granted, 55000 suspended, 22004 null';
 
-CREATE FUNCTION set_tenant_key(tenant_key bigint, is_local boolean DEFAULT true) RETURNS uuid
+CREATE FUNCTION @extschema@.set_tenant_key(tenant_key bigint, is_local boolean DEFAULT true) RETURNS uuid
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_tenant_key_wrapper';
-COMMENT ON FUNCTION set_tenant_key(bigint, boolean) IS
+COMMENT ON FUNCTION @extschema@.set_tenant_key(bigint, boolean) IS
 'as set_tenant, for the tenant with this bigint key';
 
-CREATE FUNCTION reset_tenant() RETURNS void
+CREATE FUNCTION @extschema@.reset_tenant() RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'reset_tenant_wrapper';
-COMMENT ON FUNCTION reset_tenant() IS 'sets no tenant, for the session';
+COMMENT ON FUNCTION @extschema@.reset_tenant() IS 'sets no tenant, for the session';
 
-CREATE FUNCTION current_tenant() RETURNS uuid
+CREATE FUNCTION @extschema@.current_tenant() RETURNS uuid
 LANGUAGE c STABLE PARALLEL SAFE LEAKPROOF AS 'MODULE_PATHNAME', 'current_tenant';
-COMMENT ON FUNCTION current_tenant() IS 'the tenant of the session, or NULL when there is none or it no longer holds';
+COMMENT ON FUNCTION @extschema@.current_tenant() IS 'the tenant of the session, or NULL when there is none or it no longer holds';
 
-CREATE FUNCTION current_tenant_key() RETURNS bigint
+CREATE FUNCTION @extschema@.current_tenant_key() RETURNS bigint
 LANGUAGE c STABLE PARALLEL SAFE LEAKPROOF AS 'MODULE_PATHNAME', 'current_tenant_key';
-COMMENT ON FUNCTION current_tenant_key() IS 'the bigint key of the tenant of the session, or NULL';
+COMMENT ON FUNCTION @extschema@.current_tenant_key() IS 'the bigint key of the tenant of the session, or NULL';
 
-CREATE FUNCTION required_tenant() RETURNS uuid
+CREATE FUNCTION @extschema@.required_tenant() RETURNS uuid
 LANGUAGE c STABLE PARALLEL SAFE LEAKPROOF AS 'MODULE_PATHNAME', 'required_tenant';
-COMMENT ON FUNCTION required_tenant() IS
+COMMENT ON FUNCTION @extschema@.required_tenant() IS
 'the tenant of the session, or error 55000; what policies and column defaults call';
 
-CREATE FUNCTION required_tenant_key() RETURNS bigint
+CREATE FUNCTION @extschema@.required_tenant_key() RETURNS bigint
 LANGUAGE c STABLE PARALLEL SAFE LEAKPROOF AS 'MODULE_PATHNAME', 'required_tenant_key';
-COMMENT ON FUNCTION required_tenant_key() IS
+COMMENT ON FUNCTION @extschema@.required_tenant_key() IS
 'the bigint key of the tenant of the session, or error 55000; what policies on bigint and integer columns call';
 
-CREATE FUNCTION tenant_context() RETURNS jsonb
+CREATE FUNCTION @extschema@.tenant_context() RETURNS jsonb
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_context_wrapper';
-COMMENT ON FUNCTION tenant_context() IS
+COMMENT ON FUNCTION @extschema@.tenant_context() IS
 'tenantId, plan, region, features, featureValues, settings and status of the tenant of the session, in one object';
 
-CREATE FUNCTION tenant_grant(role regrole) RETURNS void
+CREATE FUNCTION @extschema@.tenant_grant(role regrole) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'grant_every_wrapper';
-COMMENT ON FUNCTION tenant_grant(regrole) IS
+COMMENT ON FUNCTION @extschema@.tenant_grant(regrole) IS
 'the role and its members may act for every tenant, and call the functions of applications';
 
-CREATE FUNCTION tenant_grant(role regrole, tenant uuid, ticket_required boolean DEFAULT false) RETURNS void
+CREATE FUNCTION @extschema@.tenant_grant(role regrole, tenant uuid, ticket_required boolean DEFAULT false) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'grant_one_wrapper';
-COMMENT ON FUNCTION tenant_grant(regrole, uuid, boolean) IS
+COMMENT ON FUNCTION @extschema@.tenant_grant(regrole, uuid, boolean) IS
 'the role and its members may act for this tenant, and call the functions of applications';
 
-CREATE FUNCTION tenant_revoke(role regrole) RETURNS void
+CREATE FUNCTION @extschema@.tenant_revoke(role regrole) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'revoke_every_wrapper';
-COMMENT ON FUNCTION tenant_revoke(regrole) IS 'takes tenant_grant(role) back';
+COMMENT ON FUNCTION @extschema@.tenant_revoke(regrole) IS 'takes tenant_grant(role) back';
 
-CREATE FUNCTION tenant_revoke(role regrole, tenant uuid) RETURNS void
+CREATE FUNCTION @extschema@.tenant_revoke(role regrole, tenant uuid) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'revoke_one_wrapper';
-COMMENT ON FUNCTION tenant_revoke(regrole, uuid) IS 'takes tenant_grant(role, tenant) back';
+COMMENT ON FUNCTION @extschema@.tenant_revoke(regrole, uuid) IS 'takes tenant_grant(role, tenant) back';
 
-CREATE FUNCTION tenant_grant_operator(role regrole) RETURNS void
+CREATE FUNCTION @extschema@.tenant_grant_operator(role regrole) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'grant_operator_wrapper';
-COMMENT ON FUNCTION tenant_grant_operator(regrole) IS
+COMMENT ON FUNCTION @extschema@.tenant_grant_operator(regrole) IS
 'the role and its members may run the registry: create, plan, suspend, limits, the usage of all tenants';
 
-CREATE FUNCTION tenant_revoke_operator(role regrole) RETURNS void
+CREATE FUNCTION @extschema@.tenant_revoke_operator(role regrole) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'revoke_operator_wrapper';
-COMMENT ON FUNCTION tenant_revoke_operator(regrole) IS 'takes tenant_grant_operator(role) back';
+COMMENT ON FUNCTION @extschema@.tenant_revoke_operator(regrole) IS 'takes tenant_grant_operator(role) back';

@@ -29,19 +29,19 @@ ALTER TABLE tenant_rls.protected_tables ENABLE ALWAYS TRIGGER registry_changed;
 ALTER TABLE tenant_rls.protected_tables ENABLE ALWAYS TRIGGER record_change;
 ALTER TABLE tenant_rls.protected_tables ENABLE ALWAYS TRIGGER record_truncate;
 
-CREATE FUNCTION tenant_protect(target regclass, tenant_column name DEFAULT 'tenant_id', force boolean DEFAULT true)
+CREATE FUNCTION @extschema@.tenant_protect(target regclass, tenant_column name DEFAULT 'tenant_id', force boolean DEFAULT true)
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_protect_wrapper';
-COMMENT ON FUNCTION tenant_protect(regclass, name, boolean) IS
+COMMENT ON FUNCTION @extschema@.tenant_protect(regclass, name, boolean) IS
 'makes the rows of a table, its partitions and children belong to tenants; may be called again';
 
-CREATE FUNCTION tenant_unprotect(target regclass) RETURNS void
+CREATE FUNCTION @extschema@.tenant_unprotect(target regclass) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_unprotect_wrapper';
-COMMENT ON FUNCTION tenant_unprotect(regclass) IS 'takes back exactly what tenant_protect did';
+COMMENT ON FUNCTION @extschema@.tenant_unprotect(regclass) IS 'takes back exactly what tenant_protect did';
 
-CREATE FUNCTION tenant_protect_schema(schema regnamespace) RETURNS TABLE (target regclass, result text)
+CREATE FUNCTION @extschema@.tenant_protect_schema(schema regnamespace) RETURNS TABLE (target regclass, result text)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     FOR target IN
@@ -63,10 +63,10 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tenant_protect_schema(regnamespace) IS
+COMMENT ON FUNCTION @extschema@.tenant_protect_schema(regnamespace) IS
 'protects every table of a schema that has a column tenant_id; result says protected, or why not';
 
-CREATE VIEW tenant_tables AS
+CREATE VIEW @extschema@.tenant_tables AS
 SELECT
     p.relation AS target,
     p.root,
@@ -95,4 +95,4 @@ SELECT
     NULL::timestamp with time zone AS last_audit
 FROM tenant_rls.protected_tables AS p
 JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) p.relation;
-COMMENT ON VIEW tenant_tables IS 'protected tables, partitions and children; estimated_rows is -1 before the first ANALYZE';
+COMMENT ON VIEW @extschema@.tenant_tables IS 'protected tables, partitions and children; estimated_rows is -1 before the first ANALYZE';

@@ -38,7 +38,7 @@ ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER registry_changed;
 ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER record_change;
 ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER record_truncate;
 
-CREATE TYPE tenant_quota_result AS (
+CREATE TYPE @extschema@.tenant_quota_result AS (
     allowed boolean,
     granted bigint,
     resource text,
@@ -55,58 +55,58 @@ CREATE TYPE tenant_quota_result AS (
     mode text,
     reservation_id uuid
 );
-COMMENT ON TYPE tenant_quota_result IS
+COMMENT ON TYPE @extschema@.tenant_quota_result IS
 'the answer to a quota call: used is what counts now, the units of the caller included; quota_limit and remaining are NULL when unlimited';
 
-CREATE FUNCTION tenant_quota_consume(resource text, amount bigint DEFAULT 1, idempotency_key text DEFAULT NULL)
-RETURNS tenant_quota_result
+CREATE FUNCTION @extschema@.tenant_quota_consume(resource text, amount bigint DEFAULT 1, idempotency_key text DEFAULT NULL)
+RETURNS @extschema@.tenant_quota_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_consume';
-COMMENT ON FUNCTION tenant_quota_consume(text, bigint, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_consume(text, bigint, text) IS
 'takes amount units for the tenant of the session, or raises 53400 with a JSON object in DETAIL';
 
-CREATE FUNCTION tenant_quota_try_consume(resource text, amount bigint DEFAULT 1, idempotency_key text DEFAULT NULL)
-RETURNS tenant_quota_result
+CREATE FUNCTION @extschema@.tenant_quota_try_consume(resource text, amount bigint DEFAULT 1, idempotency_key text DEFAULT NULL)
+RETURNS @extschema@.tenant_quota_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_try_consume';
-COMMENT ON FUNCTION tenant_quota_try_consume(text, bigint, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_try_consume(text, bigint, text) IS
 'as tenant_quota_consume, but a limit raises nothing: allowed says';
 
-CREATE FUNCTION tenant_quota_check(resource text, amount bigint DEFAULT 1) RETURNS tenant_quota_result
+CREATE FUNCTION @extschema@.tenant_quota_check(resource text, amount bigint DEFAULT 1) RETURNS @extschema@.tenant_quota_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_check';
-COMMENT ON FUNCTION tenant_quota_check(text, bigint) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_check(text, bigint) IS
 'what tenant_quota_try_consume would answer now; writes and locks nothing';
 
-CREATE FUNCTION tenant_quota_release(resource text, amount bigint DEFAULT 1) RETURNS tenant_quota_result
+CREATE FUNCTION @extschema@.tenant_quota_release(resource text, amount bigint DEFAULT 1) RETURNS @extschema@.tenant_quota_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_release';
-COMMENT ON FUNCTION tenant_quota_release(text, bigint) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_release(text, bigint) IS
 'gives units of a gauge back; 22023 for a counter or below zero';
 
-CREATE FUNCTION tenant_quota_consume_many(amounts jsonb, idempotency_key text DEFAULT NULL)
-RETURNS SETOF tenant_quota_result
+CREATE FUNCTION @extschema@.tenant_quota_consume_many(amounts jsonb, idempotency_key text DEFAULT NULL)
+RETURNS SETOF @extschema@.tenant_quota_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_consume_many';
-COMMENT ON FUNCTION tenant_quota_consume_many(jsonb, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_consume_many(jsonb, text) IS
 'takes units of several resources, all or nothing: {"api_requests": 1, "compute_seconds": 20}';
 
-CREATE FUNCTION tenant_quota_attach(target regclass, resource text) RETURNS void
+CREATE FUNCTION @extschema@.tenant_quota_attach(target regclass, resource text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_quota_attach_wrapper';
-COMMENT ON FUNCTION tenant_quota_attach(regclass, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_attach(regclass, text) IS
 'lets a gauge follow the rows of a protected table; several tables may feed one gauge';
 
-CREATE FUNCTION tenant_quota_detach(target regclass, resource text) RETURNS void
+CREATE FUNCTION @extschema@.tenant_quota_detach(target regclass, resource text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_quota_detach_wrapper';
-COMMENT ON FUNCTION tenant_quota_detach(regclass, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_detach(regclass, text) IS
 'takes tenant_quota_attach back: the rows of the table no longer count';
 
-CREATE FUNCTION tenant_quota_reconcile(target regclass) RETURNS bigint
+CREATE FUNCTION @extschema@.tenant_quota_reconcile(target regclass) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_quota_reconcile_wrapper';
-COMMENT ON FUNCTION tenant_quota_reconcile(regclass) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_reconcile(regclass) IS
 'counts the rows behind the gauges of a table again; returns how many values were wrong. Blocks writers of these tables meanwhile';
 
-CREATE FUNCTION tenant_gauge_changed() RETURNS trigger
+CREATE FUNCTION @extschema@.tenant_gauge_changed() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'gauge_changed';
-COMMENT ON FUNCTION tenant_gauge_changed() IS 'trigger: keeps the gauges of a table equal to its rows';
+COMMENT ON FUNCTION @extschema@.tenant_gauge_changed() IS 'trigger: keeps the gauges of a table equal to its rows';
 
 CREATE FUNCTION tenant_rls.gauge_follow_tree() RETURNS event_trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'gauge_follow_tree';
@@ -123,3 +123,5 @@ WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'ALTER TABLE', 'IMPORT FOREIGN S
 EXECUTE FUNCTION tenant_rls.gauge_follow_tree();
 CREATE EVENT TRIGGER tenant_rls_relations_dropped ON sql_drop
 EXECUTE FUNCTION tenant_rls.relations_dropped();
+COMMENT ON EVENT TRIGGER tenant_rls_follow_tree IS 'keeps gauges right when partitions and children come and go';
+COMMENT ON EVENT TRIGGER tenant_rls_relations_dropped IS 'forgets dropped tables, and keeps gauges right without their rows';

@@ -320,8 +320,10 @@ CREATE FUNCTION tenant_rls.record_billing() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_OP = 'UPDATE' THEN
-        INSERT INTO tenant_rls.billing_changes (tenant_id, billing_anchor, time_zone)
-        VALUES (NEW.tenant_id, NEW.billing_anchor, NEW.time_zone);
+        IF OLD.billing_anchor IS DISTINCT FROM NEW.billing_anchor OR OLD.time_zone IS DISTINCT FROM NEW.time_zone THEN
+            INSERT INTO tenant_rls.billing_changes (tenant_id, billing_anchor, time_zone)
+            VALUES (NEW.tenant_id, NEW.billing_anchor, NEW.time_zone);
+        END IF;
     ELSIF NOT tenant_rls.is_restoring() THEN
         INSERT INTO tenant_rls.billing_changes (tenant_id, changed_at, billing_anchor, time_zone)
         VALUES (NEW.tenant_id, '-infinity', NEW.billing_anchor, NEW.time_zone);
@@ -358,10 +360,8 @@ CREATE TRIGGER remember_removal AFTER DELETE ON tenant_rls.plan_limits
 FOR EACH ROW EXECUTE FUNCTION tenant_rls.remember_removal();
 CREATE TRIGGER repeat_removal BEFORE INSERT ON tenant_rls.removed_defaults
 FOR EACH ROW EXECUTE FUNCTION tenant_rls.repeat_removal();
-CREATE TRIGGER record_billing_update AFTER UPDATE ON tenant_rls.tenants
-FOR EACH ROW WHEN (
-    (OLD.billing_anchor, OLD.time_zone) IS DISTINCT FROM (NEW.billing_anchor, NEW.time_zone)
-) EXECUTE FUNCTION tenant_rls.record_billing();
+CREATE TRIGGER record_billing_update AFTER UPDATE OF billing_anchor, time_zone ON tenant_rls.tenants
+FOR EACH ROW EXECUTE FUNCTION tenant_rls.record_billing();
 CREATE TRIGGER record_billing_insert AFTER INSERT ON tenant_rls.tenants
 FOR EACH ROW WHEN (
     NEW.billing_anchor IS NOT NULL OR NEW.time_zone IS NOT NULL
@@ -407,7 +407,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION tenant_create(
+CREATE FUNCTION @extschema@.tenant_create(
     tenant uuid DEFAULT pg_catalog.gen_random_uuid(),
     plan text DEFAULT 'free',
     name text DEFAULT NULL,
@@ -415,50 +415,50 @@ CREATE FUNCTION tenant_create(
     tenant_key bigint DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_create_wrapper';
-COMMENT ON FUNCTION tenant_create(uuid, text, text, text, bigint) IS
+COMMENT ON FUNCTION @extschema@.tenant_create(uuid, text, text, text, bigint) IS
 'registers a tenant and returns its id. 42710 exists, 42704 unknown plan, 55000 deleted and not purged';
 
-CREATE FUNCTION tenant_plan_change(tenant uuid, plan text) RETURNS void
+CREATE FUNCTION @extschema@.tenant_plan_change(tenant uuid, plan text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_plan_change_wrapper';
-COMMENT ON FUNCTION tenant_plan_change(uuid, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_plan_change(uuid, text) IS
 'moves a tenant to another plan: usage stays, the new limits count from the next call on';
 
-CREATE FUNCTION tenant_suspend(tenant uuid, reason text DEFAULT NULL) RETURNS void
+CREATE FUNCTION @extschema@.tenant_suspend(tenant uuid, reason text DEFAULT NULL) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_suspend_wrapper';
-COMMENT ON FUNCTION tenant_suspend(uuid, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_suspend(uuid, text) IS
 'locks a tenant out: sessions that act for it get error 55000 at their next statement';
 
-CREATE FUNCTION tenant_resume(tenant uuid) RETURNS void
+CREATE FUNCTION @extschema@.tenant_resume(tenant uuid) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_resume_wrapper';
-COMMENT ON FUNCTION tenant_resume(uuid) IS 'takes tenant_suspend back';
+COMMENT ON FUNCTION @extschema@.tenant_resume(uuid) IS 'takes tenant_suspend back';
 
-CREATE FUNCTION tenant_fence(tenant uuid, timeout interval DEFAULT '30 s') RETURNS void
+CREATE FUNCTION @extschema@.tenant_fence(tenant uuid, timeout interval DEFAULT '30 s') RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_fence_wrapper';
-COMMENT ON FUNCTION tenant_fence(uuid, interval) IS
+COMMENT ON FUNCTION @extschema@.tenant_fence(uuid, interval) IS
 'makes a tenant read-only (error 25006 for writers); returns when older writers have ended, or raises 55006 at the timeout';
 
-CREATE FUNCTION tenant_unfence(tenant uuid) RETURNS void
+CREATE FUNCTION @extschema@.tenant_unfence(tenant uuid) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_unfence_wrapper';
-COMMENT ON FUNCTION tenant_unfence(uuid) IS 'takes tenant_fence back';
+COMMENT ON FUNCTION @extschema@.tenant_unfence(uuid) IS 'takes tenant_fence back';
 
-CREATE FUNCTION tenant_delete(tenant uuid) RETURNS void
+CREATE FUNCTION @extschema@.tenant_delete(tenant uuid) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_delete_wrapper';
-COMMENT ON FUNCTION tenant_delete(uuid) IS 'marks a tenant as deleted and locks it out; its rows stay';
+COMMENT ON FUNCTION @extschema@.tenant_delete(uuid) IS 'marks a tenant as deleted and locks it out; its rows stay';
 
-CREATE FUNCTION tenant_list(status text DEFAULT 'active') RETURNS SETOF uuid
+CREATE FUNCTION @extschema@.tenant_list(status text DEFAULT 'active') RETURNS SETOF uuid
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_list_wrapper';
-COMMENT ON FUNCTION tenant_list(text) IS 'the tenants of that status, in the order of their ids: for jobs that walk the tenants';
+COMMENT ON FUNCTION @extschema@.tenant_list(text) IS 'the tenants of that status, in the order of their ids: for jobs that walk the tenants';
 
-CREATE FUNCTION tenant_resource_define(resource text, kind text, unit text, period text) RETURNS void
+CREATE FUNCTION @extschema@.tenant_resource_define(resource text, kind text, unit text, period text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_resource_define_wrapper';
-COMMENT ON FUNCTION tenant_resource_define(text, text, text, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_resource_define(text, text, text, text) IS
 'defines what can be limited: a counter of a period (second, minute, hour, day, week, month, year, none) or a gauge (period none)';
 
-CREATE FUNCTION tenant_plan_define(plan text, based_on text DEFAULT NULL) RETURNS void
+CREATE FUNCTION @extschema@.tenant_plan_define(plan text, based_on text DEFAULT NULL) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_plan_define_wrapper';
-COMMENT ON FUNCTION tenant_plan_define(text, text) IS 'defines a plan, with the limits of another or with none';
+COMMENT ON FUNCTION @extschema@.tenant_plan_define(text, text) IS 'defines a plan, with the limits of another or with none';
 
-CREATE FUNCTION tenant_plan_limit_set(
+CREATE FUNCTION @extschema@.tenant_plan_limit_set(
     plan text,
     resource text,
     quota_limit bigint,
@@ -467,15 +467,15 @@ CREATE FUNCTION tenant_plan_limit_set(
     mode text DEFAULT NULL
 ) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_plan_limit_set_wrapper';
-COMMENT ON FUNCTION tenant_plan_limit_set(text, text, bigint, boolean, text, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_plan_limit_set(text, text, bigint, boolean, text, text) IS
 'sets the limit of a resource on a plan; quota_limit NULL needs unlimited => true (22004)';
 
-CREATE FUNCTION tenant_billing_set(tenant uuid, anchor timestamp with time zone, time_zone text) RETURNS void
+CREATE FUNCTION @extschema@.tenant_billing_set(tenant uuid, anchor timestamp with time zone, time_zone text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_billing_set_wrapper';
-COMMENT ON FUNCTION tenant_billing_set(uuid, timestamp with time zone, text) IS
+COMMENT ON FUNCTION @extschema@.tenant_billing_set(uuid, timestamp with time zone, text) IS
 'counts the periods of a tenant from an anchor in a time zone, from the next period on; NULL, NULL: the calendar in UTC';
 
-CREATE FUNCTION tenant_quota_set(
+CREATE FUNCTION @extschema@.tenant_quota_set(
     tenant uuid,
     resource text,
     quota_limit bigint,
@@ -483,9 +483,9 @@ CREATE FUNCTION tenant_quota_set(
     expires_at timestamp with time zone DEFAULT NULL
 ) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_set_wrapper';
-COMMENT ON FUNCTION tenant_quota_set(uuid, text, bigint, boolean, timestamp with time zone) IS
+COMMENT ON FUNCTION @extschema@.tenant_quota_set(uuid, text, bigint, boolean, timestamp with time zone) IS
 'a limit of one tenant, which wins over its plan until it expires';
 
-CREATE FUNCTION tenant_quota_unset(tenant uuid, resource text) RETURNS void
+CREATE FUNCTION @extschema@.tenant_quota_unset(tenant uuid, resource text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_unset_wrapper';
-COMMENT ON FUNCTION tenant_quota_unset(uuid, text) IS 'takes tenant_quota_set back: the plan counts again';
+COMMENT ON FUNCTION @extschema@.tenant_quota_unset(uuid, text) IS 'takes tenant_quota_set back: the plan counts again';

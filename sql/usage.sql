@@ -41,7 +41,7 @@ CREATE FUNCTION tenant_rls.invariants() RETURNS TABLE (
 LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'invariants_wrapper';
 COMMENT ON FUNCTION tenant_rls.invariants() IS 'where what is recorded and what is there disagree, in one snapshot';
 
-CREATE VIEW tenant_usage AS
+CREATE VIEW @extschema@.tenant_usage AS
 SELECT
     t.tenant_id AS tenant, u.resource, u.period_start, u.resets_at, u.used, u.held, u.quota_limit, u.remaining,
     u.percent_used, u.enforcement, u.mode
@@ -55,10 +55,10 @@ SELECT
 FROM tenant_rls.tenants AS t
 CROSS JOIN LATERAL tenant_rls.usage_of(t.tenant_id) AS u
 WHERE tenant_rls.sees_all();
-COMMENT ON VIEW tenant_usage IS
+COMMENT ON VIEW @extschema@.tenant_usage IS
 'usage in the current periods against the limits; quota_limit, remaining and percent_used are NULL when unlimited';
 
-CREATE VIEW tenant_usage_history AS
+CREATE VIEW @extschema@.tenant_usage_history AS
 SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
 FROM tenant_rls.usage AS u
 WHERE NOT tenant_rls.sees_all()
@@ -68,9 +68,9 @@ UNION ALL
 SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
 FROM tenant_rls.usage AS u
 WHERE tenant_rls.sees_all() AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp();
-COMMENT ON VIEW tenant_usage_history IS 'usage in closed periods';
+COMMENT ON VIEW @extschema@.tenant_usage_history IS 'usage in closed periods';
 
-CREATE VIEW tenant_storage AS
+CREATE VIEW @extschema@.tenant_storage AS
 SELECT s.owner_id AS tenant, s.target, s.row_count, s.total_bytes
 FROM tenant_rls.storage_of(@extschema@.current_tenant()) AS s
 WHERE NOT tenant_rls.sees_all() AND @extschema@.current_tenant() IS NOT NULL
@@ -78,11 +78,11 @@ UNION ALL
 SELECT s.owner_id AS tenant, s.target, s.row_count, s.total_bytes
 FROM tenant_rls.storage_of(NULL) AS s
 WHERE tenant_rls.sees_all();
-COMMENT ON VIEW tenant_storage IS
+COMMENT ON VIEW @extschema@.tenant_storage IS
 'rows and bytes per tenant and protected table, counted when the view is read; a bigint or integer key without a tenant is left out';
 
-CREATE VIEW tenant_quota_invariants AS
+CREATE VIEW @extschema@.tenant_quota_invariants AS
 SELECT i.tenant, i.resource, i.finding, i.expected, i.actual
 FROM tenant_rls.invariants() AS i;
-COMMENT ON VIEW tenant_quota_invariants IS
+COMMENT ON VIEW @extschema@.tenant_quota_invariants IS
 'must be empty, also while traffic runs: every place where usage, rows and registry disagree';

@@ -1,7 +1,7 @@
 //! The tenant that a session acts for.
 //!
 //! `app.current_tenant` is a request; what holds is decided when it is used, by [`held`]. See
-//! [`setting`] for the ways in, [`current`] for what policies call, [`marker`] for the rule that one statement
+//! [`setting`] for the ways in, `current` for what policies call, [`marker`] for the rule that one statement
 //! sees one tenant, [`grant`] for who may act for whom.
 
 mod current;

@@ -86,7 +86,8 @@ fn tenant_unprotect(target: Option<pg_sys::Oid>) {
 
 /// Refuses what cannot hold policies, is not the user's, or would not keep them.
 fn check_kind(table: &Table) -> Result<()> {
-    let refuse = |why: &str, hint| Err(Error::WrongKind { relation: table.display.clone(), why: why.into(), hint });
+    let refuse =
+        |why: &str, hint| Err(Error::WrongKind { relation: table.display.clone(), why: why.into(), hint });
     if table.of_system {
         return refuse("is a system relation", "");
     }
@@ -96,9 +97,15 @@ fn check_kind(table: &Table) -> Result<()> {
     match (table.kind, table.persistence) {
         ('r' | 'p', 't') => refuse("is a temporary table", "Only the session that made it sees it."),
         ('r' | 'p', _) => Ok(()),
-        ('v', _) => refuse("is a view", "Protect the tables that it reads, and set security_invoker on the view."),
-        ('m', _) => refuse("is a materialized view", "It holds the rows of all tenants; protect a table instead."),
-        ('f', _) => refuse("is a foreign table", "Its rows are read by another server, which knows no tenant."),
+        ('v', _) => {
+            refuse("is a view", "Protect the tables that it reads, and set security_invoker on the view.")
+        }
+        ('m', _) => {
+            refuse("is a materialized view", "It holds the rows of all tenants; protect a table instead.")
+        }
+        ('f', _) => {
+            refuse("is a foreign table", "Its rows are read by another server, which knows no tenant.")
+        }
         ('S', _) => refuse("is a sequence", ""),
         _ => refuse("is not a table", ""),
     }
@@ -110,7 +117,10 @@ fn check_parents(table: &Table) -> Result<()> {
         if table::protected(parent)?.is_none() {
             return Err(Error::WrongKind {
                 relation: table.display.clone(),
-                why: format!("is a partition or child of \"{}\", which is not protected", table::find(parent)?.display),
+                why: format!(
+                    "is a partition or child of \"{}\", which is not protected",
+                    table::find(parent)?.display
+                ),
                 hint: "Protect the root of the tree.",
             });
         }
@@ -201,7 +211,9 @@ fn check_nulls(table: &Table, name: &str, column: &Column) -> Result<()> {
         quote_ident(name)
     );
     let mut count = 0;
-    as_table_owner(table.owner, || read(Snapshot::Latest, &sql, |row| count = row.get::<i64>(1).unwrap_or_default()));
+    as_table_owner(table.owner, || {
+        read(Snapshot::Latest, &sql, |row| count = row.get::<i64>(1).unwrap_or_default())
+    });
     if count == 0 {
         return Ok(());
     }
@@ -209,7 +221,12 @@ fn check_nulls(table: &Table, name: &str, column: &Column) -> Result<()> {
 }
 
 /// NOT NULL and the default, which a partitioned table hands to its partitions.
-fn protect_columns(root: &Table, column: &str, members: &[(Table, Column)], undos: &mut [Undo]) -> Result<()> {
+fn protect_columns(
+    root: &Table,
+    column: &str,
+    members: &[(Table, Column)],
+    undos: &mut [Undo],
+) -> Result<()> {
     let quoted = quote_ident(column);
     if members.iter().any(|(_, found)| !found.not_null) {
         execute_text(&format!("ALTER TABLE {} ALTER COLUMN {quoted} SET NOT NULL", root.qualified));
@@ -319,7 +336,10 @@ fn create_policies(table: &Table, column: &str, key: KeyType, undo: &mut Undo) -
             Some((_, true, _)) => continue,
             Some((_, false, text)) => {
                 execute_text(&format!("DROP POLICY {} ON {}", quote_ident(name), table.qualified));
-                pgrx::notice!("policy \"{name}\" of table \"{}\" was another one and is replaced", table.display);
+                pgrx::notice!(
+                    "policy \"{name}\" of table \"{}\" was another one and is replaced",
+                    table.display
+                );
                 // What stood there before the first protection comes back; a changed policy of ours does not.
                 if !known {
                     undo.policies.push(text.clone());
@@ -499,7 +519,9 @@ fn unprotect_one(table: &Table) -> Result<()> {
             execute_text(&format!("ALTER TABLE ONLY {name} ALTER COLUMN {column} DROP DEFAULT"));
         }
         let inherits = table::parents(table.oid).into_iter().any(|parent| {
-            table::find(parent).and_then(|parent| find_column(&parent, &known.column)).is_ok_and(|c| c.not_null)
+            table::find(parent)
+                .and_then(|parent| find_column(&parent, &known.column))
+                .is_ok_and(|c| c.not_null)
         });
         if undo.not_null && !inherits {
             execute_text(&format!("ALTER TABLE {name} ALTER COLUMN {column} DROP NOT NULL"));

@@ -3,8 +3,8 @@
 //! # Layout
 //!
 //! A subject is one file, the folder of its parts, one SQL file and one test file, all of one name. Imports run
-//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`]) → [`context`] → [`registry`] → [`plan`],
-//! [`gucs`], [`error`], [`tenant`]. Files marked "Pure" import nothing of the server.
+//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`]) → [`context`] → [`registry`] → `plan`,
+//! `gucs`, `error`, [`tenant`]. Files marked "Pure" import nothing of the server.
 
 // Rights travel between functions as `Result`, whose error is an enum with the facts of the message.
 #![allow(clippy::result_large_err)]

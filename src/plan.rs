@@ -101,12 +101,7 @@ impl CachedPlan {
 
 /// Runs a statement made at run time, with parameters `$1` …, and calls `each` for every row. Identifiers in
 /// `sql` must come from the quoting functions of `isolation::policy`.
-pub fn run_text(
-    sql: &str,
-    types: &[pg_sys::Oid],
-    arguments: &[Argument],
-    each: impl FnMut(&Row),
-) -> u64 {
+pub fn run_text(sql: &str, types: &[pg_sys::Oid], arguments: &[Argument], each: impl FnMut(&Row)) -> u64 {
     debug_assert_eq!(arguments.len(), types.len());
     let Ok(sql) = CString::new(sql) else {
         pgrx::error!("a statement holds a zero byte");
@@ -265,7 +260,8 @@ impl<K: std::hash::Hash + Eq> KeptPlans<K> {
             plan
         });
         // SAFETY: the plan is kept and has no parameters.
-        let code = unsafe { pg_sys::SPI_execute_plan(plan, std::ptr::null_mut(), std::ptr::null(), false, 0) };
+        let code =
+            unsafe { pg_sys::SPI_execute_plan(plan, std::ptr::null_mut(), std::ptr::null(), false, 0) };
         finish_statement(code, c"a kept statement", each)
     }
 }

@@ -157,8 +157,11 @@ fn take(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
 /// The error of a denied call.
 fn exhausted(key: &Key, verdict: &Verdict, used: i64, requested: i64) -> Error {
     let bounded = key.window.end != period::INFINITY;
-    let retry_after =
-        if verdict.reason == Reason::AmountExceedsLimit { None } else { period::retry_after(key.window, key.now) };
+    let retry_after = if verdict.reason == Reason::AmountExceedsLimit {
+        None
+    } else {
+        period::retry_after(key.window, key.now)
+    };
     let detail = serde_json::json!({
         "tenant": key.tenant.id.to_string(),
         "resource": &*key.quota.resource.name,

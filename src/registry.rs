@@ -195,7 +195,8 @@ static TABLES_GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(1));
 static CATALOG: Backend<Cell<Option<Catalog>>> = Backend::new(Cell::new(None));
 static CATALOG_VALID: Backend<Cell<bool>> = Backend::new(Cell::new(false));
 static CACHE: Backend<RefCell<Option<Cache>>> = Backend::new(RefCell::new(None));
-static PROTECTED: Backend<RefCell<(u64, Option<HashSet<pg_sys::Oid>>)>> = Backend::new(RefCell::new((0, None)));
+static PROTECTED: Backend<RefCell<(u64, Option<HashSet<pg_sys::Oid>>)>> =
+    Backend::new(RefCell::new((0, None)));
 
 /// Registers the invalidation callbacks. Called once, when the library is loaded.
 pub fn init() {
@@ -203,10 +204,7 @@ pub fn init() {
     // nothing and is allowed in the postmaster.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::null());
-        for cache in [
-            pg_sys::SysCacheIdentifier::AUTHOID,
-            pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE,
-        ] {
+        for cache in [pg_sys::SysCacheIdentifier::AUTHOID, pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE] {
             pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(roles_changed), pg_sys::Datum::null());
         }
     }
@@ -371,7 +369,8 @@ fn with_cache<T>(with: impl FnOnce(&mut Cache) -> T) -> T {
     let mut slot = CACHE.borrow_mut();
     let cache = slot.get_or_insert_with(Cache::default);
     let generation = generation();
-    if cache.valid_at != generation || cache.tenants.len() >= MOST_TENANTS || cache.keys.len() >= MOST_TENANTS {
+    if cache.valid_at != generation || cache.tenants.len() >= MOST_TENANTS || cache.keys.len() >= MOST_TENANTS
+    {
         *cache = Cache { valid_at: generation, ..Cache::default() };
     }
     with(cache)
@@ -413,14 +412,17 @@ fn find_tenant(id: TenantId) -> Result<Option<Rc<Tenant>>> {
     let mut found = None;
     scan(catalog.tenants, catalog.tenants_pkey, &[Key::Uuid(scan::tenants::TENANT_ID, id)], |row| {
         let text = |column| row.get::<String>(column);
-        let billed = row.instant(scan::tenants::BILLING_ANCHOR).is_some() || text(scan::tenants::TIME_ZONE).is_some();
+        let billed =
+            row.instant(scan::tenants::BILLING_ANCHOR).is_some() || text(scan::tenants::TIME_ZONE).is_some();
         found = Some((
             Tenant {
                 id,
                 key: row.get(scan::tenants::TENANT_KEY),
                 plan: text(scan::tenants::PLAN).unwrap_or_default().into(),
                 // A status that this library does not know comes from a newer one: closed, not open.
-                status: text(scan::tenants::STATUS).and_then(|s| Status::parse(&s)).unwrap_or(Status::Suspended),
+                status: text(scan::tenants::STATUS)
+                    .and_then(|s| Status::parse(&s))
+                    .unwrap_or(Status::Suspended),
                 reason: text(scan::tenants::STATUS_REASON),
                 created_at: row.instant(scan::tenants::CREATED_AT).unwrap_or_default(),
                 billing: Box::default(),
@@ -441,7 +443,9 @@ fn find_billing(catalog: &Catalog, id: TenantId) -> Box<[Change]> {
     let key = [Key::Uuid(scan::billing_changes::TENANT_ID, id)];
     scan(catalog.billing_changes, catalog.billing_changes_pkey, &key, |row| {
         changes.push(Change {
-            at: row.instant(scan::billing_changes::CHANGED_AT).map_or(period::NEG_INFINITY, period::from_postgres),
+            at: row
+                .instant(scan::billing_changes::CHANGED_AT)
+                .map_or(period::NEG_INFINITY, period::from_postgres),
             billing: Billing {
                 anchor: row.instant(scan::billing_changes::BILLING_ANCHOR).map(period::from_postgres),
                 zone: row
@@ -486,12 +490,15 @@ pub fn rights(role: pg_sys::Oid) -> Result<Rights> {
 fn find_rights(role: pg_sys::Oid) -> Result<Rights> {
     let catalog = catalog().ok_or(Error::NotInstalled)?;
     // SAFETY: syscache lookups by oid; a role that is gone is neither.
-    let (superuser, bypasses) = unsafe { (pg_sys::superuser_arg(role), pg_sys::has_bypassrls_privilege(role)) };
+    let (superuser, bypasses) =
+        unsafe { (pg_sys::superuser_arg(role), pg_sys::has_bypassrls_privilege(role)) };
     let mut rights = Rights { bypasses: superuser || bypasses, ..Rights::default() };
-    rights.every = rights.bypasses || grant_of(&catalog, role, &Key::Null(scan::grants::TENANT_ID)) != Grant::None;
+    rights.every =
+        rights.bypasses || grant_of(&catalog, role, &Key::Null(scan::grants::TENANT_ID)) != Grant::None;
     rights.operator = superuser;
     scan(catalog.operators, pg_sys::InvalidOid, &[], |row| {
-        rights.operator |= row.get::<pg_sys::Oid>(scan::operators::ROLE_OID).is_some_and(|of| has_role(role, of));
+        rights.operator |=
+            row.get::<pg_sys::Oid>(scan::operators::ROLE_OID).is_some_and(|of| has_role(role, of));
     });
     rights.sees_all = rights.operator || has_role(role, pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS));
     Ok(rights)
@@ -545,7 +552,11 @@ pub fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: returns a string of the current memory context, or null for a role that is gone.
     unsafe {
         let name = pg_sys::GetUserNameFromId(role, true);
-        if name.is_null() { role.to_u32().to_string() } else { std::ffi::CStr::from_ptr(name).to_string_lossy().into() }
+        if name.is_null() {
+            role.to_u32().to_string()
+        } else {
+            std::ffi::CStr::from_ptr(name).to_string_lossy().into()
+        }
     }
 }
 
@@ -665,9 +676,14 @@ pub fn quota(tenant: &Rc<Tenant>, name: &str) -> Result<Rc<Quota>> {
 pub fn limited_resources(tenant: &Tenant) -> Result<Vec<Rc<str>>> {
     let catalog = catalog().ok_or(Error::NotInstalled)?;
     let mut names: Vec<Rc<str>> = plan_limits(&tenant.plan)?.keys().cloned().collect();
-    scan(catalog.overrides, catalog.overrides_pkey, &[Key::Uuid(scan::overrides::TENANT_ID, tenant.id)], |row| {
-        names.extend(row.get::<String>(scan::overrides::RESOURCE).map(Rc::from));
-    });
+    scan(
+        catalog.overrides,
+        catalog.overrides_pkey,
+        &[Key::Uuid(scan::overrides::TENANT_ID, tenant.id)],
+        |row| {
+            names.extend(row.get::<String>(scan::overrides::RESOURCE).map(Rc::from));
+        },
+    );
     names.sort();
     names.dedup();
     Ok(names)

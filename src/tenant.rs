@@ -70,11 +70,7 @@ impl TenantId {
             };
         }
 
-        if rest.is_empty() {
-            Ok(TenantId(id))
-        } else {
-            Err(ParseTenantIdError)
-        }
+        if rest.is_empty() { Ok(TenantId(id)) } else { Err(ParseTenantIdError) }
     }
 
     /// Writes the canonical text (lower case, hyphens after 8, 12, 16 and 20 digits: what
@@ -130,12 +126,7 @@ pub enum Status {
 
 impl Status {
     /// All statuses, in the order of the documents.
-    pub const ALL: [Status; 4] = [
-        Status::Active,
-        Status::Suspended,
-        Status::Fenced,
-        Status::Deleted,
-    ];
+    pub const ALL: [Status; 4] = [Status::Active, Status::Suspended, Status::Fenced, Status::Deleted];
 
     /// The text stored in the table and shown to users.
     pub const fn as_str(self) -> &'static str {
@@ -150,9 +141,7 @@ impl Status {
     /// The status that [`as_str`](Status::as_str) writes as `text`; `None` for any other text,
     /// other cases included.
     pub fn parse(text: &str) -> Option<Status> {
-        Status::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
+        Status::ALL.into_iter().find(|status| status.as_str() == text)
     }
 }
 

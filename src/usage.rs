@@ -105,12 +105,7 @@ fn storage_of(
     tenant: Option<Uuid>,
 ) -> TableIterator<
     'static,
-    (
-        name!(owner_id, Uuid),
-        name!(target, pg_sys::Oid),
-        name!(row_count, i64),
-        name!(total_bytes, i64),
-    ),
+    (name!(owner_id, Uuid), name!(target, pg_sys::Oid), name!(row_count, i64), name!(total_bytes, i64)),
 > {
     let rows = || {
         let id = tenant.map(|id| TenantId::from_bytes(*id.as_bytes()));
@@ -213,5 +208,11 @@ fn drift(resource: &str, findings: &mut Vec<Finding>) -> Result<()> {
 
 fn gauge_finding(tenant: TenantId, resource: &str, expected: i64, actual: i64) -> Finding {
     let tenant = Uuid::from_bytes(*tenant.as_bytes());
-    (Some(tenant), Some(resource.into()), "the gauge differs from the rows it follows", Some(expected), Some(actual))
+    (
+        Some(tenant),
+        Some(resource.into()),
+        "the gauge differs from the rows it follows",
+        Some(expected),
+        Some(actual),
+    )
 }

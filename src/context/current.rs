@@ -126,7 +126,11 @@ unsafe extern "C-unwind" fn first_call(
 }
 
 /// The answer for a tenant without a key.
-unsafe fn without_key(fcinfo: pg_sys::FunctionCallInfo, wanted: Wanted, marker: *const Marker) -> pg_sys::Datum {
+unsafe fn without_key(
+    fcinfo: pg_sys::FunctionCallInfo,
+    wanted: Wanted,
+    marker: *const Marker,
+) -> pg_sys::Datum {
     // SAFETY: both are live, as in the caller.
     unsafe {
         if wanted == Wanted::Required {

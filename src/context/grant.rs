@@ -136,7 +136,12 @@ fn existing(role: Option<pg_sys::Oid>) -> Result<String> {
     // SAFETY: looks the role up; answers null for one that does not exist.
     let name = unsafe { pg_sys::GetUserNameFromId(role, true) };
     if name.is_null() {
-        return Err(Error::Unknown { what: "role", name: role.to_u32().to_string(), known: Vec::new(), hint: "" });
+        return Err(Error::Unknown {
+            what: "role",
+            name: role.to_u32().to_string(),
+            known: Vec::new(),
+            hint: "",
+        });
     }
     Ok(registry::role_name(role))
 }

@@ -78,7 +78,8 @@ pub fn init() {
         pg_sys::DefineCustomStringVariable(
             NAME.as_ptr(),
             c"The tenant that the session acts for.".as_ptr(),
-            c"Set it with set_tenant(tenant); every other way is validated in the same way. Empty: none.".as_ptr(),
+            c"Set it with set_tenant(tenant); every other way is validated in the same way. Empty: none."
+                .as_ptr(),
             TEXT.0.as_ptr(),
             c"".as_ptr(),
             pg_sys::GucContext::PGC_USERSET,
@@ -278,7 +279,8 @@ fn report(error: &Error) {
     unsafe {
         pg_sys::GUC_check_errcode(text.code as c_int);
         pg_sys::GUC_check_errmsg_string = palloc_string(&text.message);
-        pg_sys::GUC_check_errdetail_string = text.detail.as_deref().map_or(std::ptr::null_mut(), palloc_string);
+        pg_sys::GUC_check_errdetail_string =
+            text.detail.as_deref().map_or(std::ptr::null_mut(), palloc_string);
         pg_sys::GUC_check_errhint_string = text.hint.as_deref().map_or(std::ptr::null_mut(), palloc_string);
     }
 }

@@ -21,11 +21,7 @@ pub fn quote_ident(name: &str) -> String {
 /// PostgreSQL's own `quote_literal`. `value` has no NUL.
 pub fn quote_literal(value: &str) -> String {
     let quoted = value.replace('\'', "''");
-    if quoted.contains('\\') {
-        format!("E'{}'", quoted.replace('\\', "\\\\"))
-    } else {
-        format!("'{quoted}'")
-    }
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 /// The identifier `schema.name`, both quoted. Text of ours always names the schema, so that it
@@ -112,11 +108,7 @@ impl PolicySpec<'_> {
     /// TO PUBLIC, as a policy for named roles would leave the others without the boundary.
     pub fn create_policy_statements(&self, table: &str) -> [String; 2] {
         let predicate = self.predicate();
-        [
-            (ISOLATION_POLICY, "PERMISSIVE"),
-            (BOUNDARY_POLICY, "RESTRICTIVE"),
-        ]
-        .map(|(name, kind)| {
+        [(ISOLATION_POLICY, "PERMISSIVE"), (BOUNDARY_POLICY, "RESTRICTIVE")].map(|(name, kind)| {
             format!(
                 "CREATE POLICY {} ON {table} AS {kind} FOR ALL TO PUBLIC \
                  USING ({predicate}) WITH CHECK ({predicate})",
@@ -175,11 +167,7 @@ mod tests {
             (KeyType::BigInt, "required_tenant_key"),
             (KeyType::Integer, "required_tenant_key"),
         ] {
-            let spec = PolicySpec {
-                schema: "public",
-                column: "tenant_id",
-                key,
-            };
+            let spec = PolicySpec { schema: "public", column: "tenant_id", key };
             assert_eq!(
                 spec.predicate(),
                 format!(r#""tenant_id" OPERATOR(pg_catalog.=) "public"."{function}"()"#)
@@ -189,11 +177,7 @@ mod tests {
 
     #[test]
     fn both_policies_have_one_condition_for_reads_and_writes() {
-        let spec = PolicySpec {
-            schema: "tenancy",
-            column: r#"org"id"#,
-            key: KeyType::Uuid,
-        };
+        let spec = PolicySpec { schema: "tenancy", column: r#"org"id"#, key: KeyType::Uuid };
         let condition = r#""org""id" OPERATOR(pg_catalog.=) "tenancy"."required_tenant"()"#;
         let [isolation, boundary] = spec.create_policy_statements(&qualified("shop", "Orders"));
         assert_eq!(
@@ -221,11 +205,7 @@ mod tests {
             if c == quote && chars.clone().next() != Some(quote) {
                 return chars.next().is_none().then_some(value);
             }
-            value.push(if c == quote || (backslashes && c == '\\') {
-                chars.next()?
-            } else {
-                c
-            });
+            value.push(if c == quote || (backslashes && c == '\\') { chars.next()? } else { c });
         }
         None
     }

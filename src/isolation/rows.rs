@@ -39,7 +39,7 @@ impl Name {
 
     /// The tenant, or an error for a key that no tenant has.
     pub fn known_tenant(self) -> Result<TenantId> {
-        self.tenant()?.ok_or_else(|| match self {
+        self.tenant()?.ok_or(match self {
             Name::Id(id) => Error::UnknownTenant(id),
             Name::Key(key) => Error::UnknownKey(key),
         })
@@ -104,7 +104,11 @@ pub fn measure(
         Some(id) => match Name::of(id, protected.key)? {
             None => return Ok(BTreeMap::new()),
             Some(name) => {
-                format!("WHERE t.{} OPERATOR(pg_catalog.=) {}", quote_ident(&protected.column), name.literal())
+                format!(
+                    "WHERE t.{} OPERATOR(pg_catalog.=) {}",
+                    quote_ident(&protected.column),
+                    name.literal()
+                )
             }
         },
     };

@@ -104,7 +104,8 @@ unsafe fn reader(plan: *mut pg_sys::PlannedStmt, entry: *mut pg_sys::RangeTblEnt
         if position == 0 {
             return pg_sys::InvalidOid;
         }
-        let info = pg_sys::list_nth((*plan).permInfos, position as c_int - 1).cast::<pg_sys::RTEPermissionInfo>();
+        let info =
+            pg_sys::list_nth((*plan).permInfos, position as c_int - 1).cast::<pg_sys::RTEPermissionInfo>();
         (*info).checkAsUser
     }
 }

@@ -37,9 +37,7 @@ impl Enforcement {
     /// The enforcement that [`as_str`](Enforcement::as_str) writes as `text`; `None` for any
     /// other text, other cases included.
     pub fn parse(text: &str) -> Option<Enforcement> {
-        Enforcement::ALL
-            .into_iter()
-            .find(|enforcement| enforcement.as_str() == text)
+        Enforcement::ALL.into_iter().find(|enforcement| enforcement.as_str() == text)
     }
 }
 
@@ -140,12 +138,7 @@ pub fn decide(limit: Limit, enforcement: Enforcement, used: i64, amount: i64) ->
     };
     let granted = if allowed { amount } else { 0 };
 
-    Verdict {
-        allowed,
-        granted,
-        reason,
-        remaining: left(limit, used + granted),
-    }
+    Verdict { allowed, granted, reason, remaining: left(limit, used + granted) }
 }
 
 fn left(limit: Limit, used: i64) -> Option<i64> {
@@ -160,12 +153,7 @@ mod tests {
     const MAX: i64 = i64::MAX;
 
     fn verdict(allowed: bool, granted: i64, reason: Reason, remaining: Option<i64>) -> Verdict {
-        Verdict {
-            allowed,
-            granted,
-            reason,
-            remaining,
-        }
+        Verdict { allowed, granted, reason, remaining }
     }
 
     #[test]
@@ -191,10 +179,7 @@ mod tests {
 
     #[test]
     fn nothing_remains_below_zero_after_a_downgrade() {
-        assert_eq!(
-            decide(Some(10), Enforcement::Hard, 500, 1),
-            verdict(false, 0, Reason::Limit, Some(0))
-        );
+        assert_eq!(decide(Some(10), Enforcement::Hard, 500, 1), verdict(false, 0, Reason::Limit, Some(0)));
     }
 
     #[test]
@@ -226,18 +211,9 @@ mod tests {
     #[test]
     fn a_peek_is_allowed_takes_nothing_and_tells_what_is_left() {
         for enforcement in Enforcement::ALL {
-            assert_eq!(
-                decide(Some(10), enforcement, 4, 0),
-                verdict(true, 0, Reason::Ok, Some(6))
-            );
-            assert_eq!(
-                decide(Some(10), enforcement, 11, 0),
-                verdict(true, 0, Reason::Ok, Some(0))
-            );
-            assert_eq!(
-                decide(None, enforcement, MAX, 0),
-                verdict(true, 0, Reason::Unlimited, None)
-            );
+            assert_eq!(decide(Some(10), enforcement, 4, 0), verdict(true, 0, Reason::Ok, Some(6)));
+            assert_eq!(decide(Some(10), enforcement, 11, 0), verdict(true, 0, Reason::Ok, Some(0)));
+            assert_eq!(decide(None, enforcement, MAX, 0), verdict(true, 0, Reason::Unlimited, None));
         }
     }
 
@@ -268,14 +244,7 @@ mod tests {
 
     /// Numbers around the edges as often as numbers from anywhere.
     fn units() -> impl Strategy<Value = i64> {
-        prop_oneof![
-            0..=MAX,
-            0..=20i64,
-            MAX - 20..=MAX,
-            Just(0),
-            Just(MAX),
-            MAX / 2 - 20..=MAX / 2 + 20,
-        ]
+        prop_oneof![0..=MAX, 0..=20i64, MAX - 20..=MAX, Just(0), Just(MAX), MAX / 2 - 20..=MAX / 2 + 20,]
     }
 
     fn enforcements() -> impl Strategy<Value = Enforcement> {

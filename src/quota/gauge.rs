@@ -69,7 +69,8 @@ fn owned_root(target: Option<pg_sys::Oid>) -> Result<Protected> {
     let target = target.ok_or(Error::Null("the table"))?;
     let table = table::find(target)?;
     table.check_owner()?;
-    let protected = table::protected(target)?.ok_or(Error::NotProtected { relation: table.display.clone() })?;
+    let protected =
+        table::protected(target)?.ok_or(Error::NotProtected { relation: table.display.clone() })?;
     if protected.root != target {
         return Err(Error::WrongKind {
             relation: table.display,
@@ -88,7 +89,11 @@ fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
         let resource = checked_gauge(resource)?;
         table::lock_tree(root.relation, pg_sys::ShareRowExclusiveLock);
         if attached_roots(&resource)?.contains(&root.relation) {
-            return Err(Error::Exists { what: "attachment", name: resource, hint: "The gauge follows this table already." });
+            return Err(Error::Exists {
+                what: "attachment",
+                name: resource,
+                hint: "The gauge follows this table already.",
+            });
         }
         for member in table::tree(root.relation) {
             follow(member, root.relation, &resource)?;

@@ -46,11 +46,7 @@ pub const fn to_postgres(instant: i64) -> i64 {
         return INFINITY;
     }
     let datum = instant.saturating_sub(POSTGRES_EPOCH);
-    if datum < POSTGRES_MIN {
-        NEG_INFINITY
-    } else {
-        datum
-    }
+    if datum < POSTGRES_MIN { NEG_INFINITY } else { datum }
 }
 
 /// The instant of a `timestamptz` datum. The infinities map to each other; the last 30 years that
@@ -116,9 +112,7 @@ impl Period {
     /// The period that [`as_str`](Period::as_str) writes as `text`; `None` for any other text,
     /// other cases included.
     pub fn parse(text: &str) -> Option<Period> {
-        Period::ALL
-            .into_iter()
-            .find(|period| period.as_str() == text)
+        Period::ALL.into_iter().find(|period| period.as_str() == text)
     }
 }
 
@@ -137,13 +131,9 @@ impl Zone {
 
     /// Seconds that local time is ahead of UTC at `instant`.
     fn offset(&self, instant: i64) -> i64 {
-        let known = instant.clamp(
-            Timestamp::MIN.as_microsecond(),
-            Timestamp::MAX.as_microsecond(),
-        );
-        Timestamp::from_microsecond(known).map_or(0, |timestamp| {
-            i64::from(self.0.to_offset(timestamp).seconds())
-        })
+        let known = instant.clamp(Timestamp::MIN.as_microsecond(), Timestamp::MAX.as_microsecond());
+        Timestamp::from_microsecond(known)
+            .map_or(0, |timestamp| i64::from(self.0.to_offset(timestamp).seconds()))
     }
 }
 
@@ -199,10 +189,7 @@ pub struct Window {
 
 impl Window {
     /// The window of [`Period::None`]: all instants.
-    pub const ALWAYS: Window = Window {
-        start: NEG_INFINITY,
-        end: INFINITY,
-    };
+    pub const ALWAYS: Window = Window { start: NEG_INFINITY, end: INFINITY };
 
     /// Whether the instant lies in the window. While it does, [`window`] and [`effective_window`]
     /// need not be asked again (as long as billing and changes stay the same).
@@ -229,9 +216,7 @@ impl Window {
 /// Takes constant time, wherever the anchor lies, and does not allocate.
 pub fn window(period: Period, billing: &Billing, now: i64) -> Window {
     let now = now.min(INFINITY - 1);
-    let anchor = billing
-        .anchor
-        .filter(|&anchor| anchor != NEG_INFINITY && anchor != INFINITY);
+    let anchor = billing.anchor.filter(|&anchor| anchor != NEG_INFINITY && anchor != INFINITY);
 
     match (period, anchor) {
         (Period::None, _) => Window::ALWAYS,
@@ -276,10 +261,7 @@ pub fn effective_window(period: Period, changes: &[Change], now: i64) -> Window 
 
     let calendar = Billing::default();
     let now = now.min(INFINITY - 1);
-    let mut latest = Regime {
-        since: NEG_INFINITY,
-        billing: &calendar,
-    };
+    let mut latest = Regime { since: NEG_INFINITY, billing: &calendar };
     let mut held = latest;
 
     for change in changes.iter().take_while(|change| change.at <= now) {
@@ -292,10 +274,7 @@ pub fn effective_window(period: Period, changes: &[Change], now: i64) -> Window 
         } else {
             window(period, held.billing, change.at).end
         };
-        latest = Regime {
-            since,
-            billing: &change.billing,
-        };
+        latest = Regime { since, billing: &change.billing };
     }
     if latest.since <= now {
         held = latest;
@@ -303,19 +282,13 @@ pub fn effective_window(period: Period, changes: &[Change], now: i64) -> Window 
 
     // No end to cut: a regime ends where one of its own windows does.
     let Window { start, end } = window(period, held.billing, now);
-    Window {
-        start: start.max(held.since),
-        end,
-    }
+    Window { start: start.max(held.since), end }
 }
 
 /// The instant as RFC 3339 writes it, in UTC: `2026-02-01T00:00:00Z`. Beyond the years -9999 to 9999, where
 /// that ends, the nearest instant it can write.
 pub fn rfc3339(instant: i64) -> String {
-    let nearest = instant.clamp(
-        Timestamp::MIN.as_microsecond(),
-        Timestamp::MAX.as_microsecond(),
-    );
+    let nearest = instant.clamp(Timestamp::MIN.as_microsecond(), Timestamp::MAX.as_microsecond());
     Timestamp::from_microsecond(nearest).map_or_else(|_| String::new(), |stamp| stamp.to_string())
 }
 
@@ -333,10 +306,7 @@ pub const fn retry_after(window: Window, now: i64) -> Option<i64> {
 fn fixed(origin: i64, length: i64, now: i64) -> Window {
     // `now - origin` may overflow, the difference of the remainders cannot.
     let elapsed = (now.rem_euclid(length) - origin.rem_euclid(length)).rem_euclid(length);
-    Window {
-        start: now.saturating_sub(elapsed),
-        end: now.saturating_add(length - elapsed),
-    }
+    Window { start: now.saturating_sub(elapsed), end: now.saturating_add(length - elapsed) }
 }
 
 /// Windows of `length` months of the UTC calendar; `length` divides 12.
@@ -347,10 +317,7 @@ fn calendar_months(length: i64, now: i64) -> Window {
         let day = Date::from_months(month, 1).to_days();
         Local { day, micros: 0 }.to_utc(0)
     };
-    Window {
-        start: at(first),
-        end: at(first + length),
-    }
+    Window { start: at(first), end: at(first + length) }
 }
 
 #[derive(Clone, Copy)]
@@ -370,12 +337,7 @@ struct Steps<'a> {
 impl Steps<'_> {
     fn new(billing: &Billing, anchor: i64, step: Step) -> Steps<'_> {
         let zone = billing.zone.as_ref();
-        Steps {
-            zone,
-            anchor,
-            anchor_local: Local::of(zone, anchor),
-            step,
-        }
+        Steps { zone, anchor, anchor_local: Local::of(zone, anchor), step }
     }
 
     /// The boundary n steps from the anchor. Does not decrease with n: no zone has ever skipped
@@ -440,17 +402,13 @@ impl Local {
         let offset = zone.map_or(0, |zone| zone.offset(instant)) * SECOND;
         // Split first: adding the offset to the instant may overflow.
         let micros = instant.rem_euclid(DAY) + offset;
-        Local {
-            day: instant.div_euclid(DAY) + micros.div_euclid(DAY),
-            micros: micros.rem_euclid(DAY),
-        }
+        Local { day: instant.div_euclid(DAY) + micros.div_euclid(DAY), micros: micros.rem_euclid(DAY) }
     }
 
     /// The instant at which clocks that are `offset` seconds ahead of UTC show this; saturates.
     fn to_utc(self, offset: i64) -> i64 {
-        let instant = i128::from(self.day) * i128::from(DAY)
-            + i128::from(self.micros)
-            + i128::from(-offset * SECOND);
+        let instant =
+            i128::from(self.day) * i128::from(DAY) + i128::from(self.micros) + i128::from(-offset * SECOND);
         i64::try_from(instant).unwrap_or(if instant < 0 { NEG_INFINITY } else { INFINITY })
     }
 
@@ -460,9 +418,7 @@ impl Local {
         let Some(zone) = zone else {
             return self.to_utc(0);
         };
-        let known = self
-            .to_jiff()
-            .and_then(|local| zone.0.to_timestamp(local).ok());
+        let known = self.to_jiff().and_then(|local| zone.0.to_timestamp(local).ok());
         match known {
             Some(timestamp) => timestamp.as_microsecond(),
             None if self.day < 0 => self.to_utc(zone.offset(NEG_INFINITY)),
@@ -506,15 +462,10 @@ impl Date {
         let days = days + 719_468;
         let era = days.div_euclid(146_097);
         let day_of_era = days.rem_euclid(146_097);
-        let year_of_era =
-            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let march_month = (5 * day_of_year + 2) / 153;
-        let month = if march_month < 10 {
-            march_month + 3
-        } else {
-            march_month - 9
-        };
+        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
         Date {
             year: era * 400 + year_of_era + i64::from(month <= 2),
             month,
@@ -549,11 +500,7 @@ impl Date {
             4 | 6 | 9 | 11 => 30,
             _ => 31,
         };
-        Date {
-            year,
-            month,
-            day: day.min(length),
-        }
+        Date { year, month, day: day.min(length) }
     }
 }
 
@@ -584,49 +531,29 @@ mod tests {
     }
 
     fn show(instant: i64) -> String {
-        Timestamp::from_microsecond(instant)
-            .expect("within jiff's range")
-            .to_string()
+        Timestamp::from_microsecond(instant).expect("within jiff's range").to_string()
     }
 
     fn billing(anchor: &str, zone: &str) -> Billing {
-        Billing {
-            anchor: Some(at(anchor)),
-            zone: Some(parse_zone(zone).expect("a zone")),
-        }
+        Billing { anchor: Some(at(anchor)), zone: Some(parse_zone(zone).expect("a zone")) }
     }
 
     #[track_caller]
     fn assert_window(period: Period, billing: &Billing, now: &str, start: &str, end: &str) {
         let found = window(period, billing, at(now));
-        assert_eq!(
-            (show(found.start), show(found.end)),
-            (start.to_owned(), end.to_owned())
-        );
+        assert_eq!((show(found.start), show(found.end)), (start.to_owned(), end.to_owned()));
     }
 
     #[test]
     fn without_an_anchor_periods_are_those_of_the_utc_calendar() {
         let now = "2024-02-29T13:45:59.999999Z";
         for (period, start, end) in [
-            (
-                Period::Second,
-                "2024-02-29T13:45:59Z",
-                "2024-02-29T13:46:00Z",
-            ),
-            (
-                Period::Minute,
-                "2024-02-29T13:45:00Z",
-                "2024-02-29T13:46:00Z",
-            ),
+            (Period::Second, "2024-02-29T13:45:59Z", "2024-02-29T13:46:00Z"),
+            (Period::Minute, "2024-02-29T13:45:00Z", "2024-02-29T13:46:00Z"),
             (Period::Hour, "2024-02-29T13:00:00Z", "2024-02-29T14:00:00Z"),
             (Period::Day, "2024-02-29T00:00:00Z", "2024-03-01T00:00:00Z"),
             (Period::Week, "2024-02-26T00:00:00Z", "2024-03-04T00:00:00Z"),
-            (
-                Period::Month,
-                "2024-02-01T00:00:00Z",
-                "2024-03-01T00:00:00Z",
-            ),
+            (Period::Month, "2024-02-01T00:00:00Z", "2024-03-01T00:00:00Z"),
             (Period::Year, "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"),
         ] {
             assert_window(period, &Billing::default(), now, start, end);
@@ -635,16 +562,10 @@ mod tests {
 
     #[test]
     fn a_zone_without_an_anchor_does_not_move_the_calendar() {
-        let zoned = Billing {
-            anchor: None,
-            zone: Some(parse_zone("Asia/Tokyo").unwrap()),
-        };
+        let zoned = Billing { anchor: None, zone: Some(parse_zone("Asia/Tokyo").unwrap()) };
         let now = at("2024-02-29T20:00:00Z");
         for period in Period::ALL {
-            assert_eq!(
-                window(period, &zoned, now),
-                window(period, &Billing::default(), now)
-            );
+            assert_eq!(window(period, &zoned, now), window(period, &Billing::default(), now));
         }
     }
 
@@ -687,12 +608,9 @@ mod tests {
     fn months_from_the_31st_do_not_drift() {
         let monthly = billing("2023-01-31T10:00:00Z", "UTC");
         let mut now = at("2023-01-31T10:00:00Z");
-        for end in [
-            "2023-02-28T10:00:00Z",
-            "2023-03-31T10:00:00Z",
-            "2023-04-30T10:00:00Z",
-            "2023-05-31T10:00:00Z",
-        ] {
+        for end in
+            ["2023-02-28T10:00:00Z", "2023-03-31T10:00:00Z", "2023-04-30T10:00:00Z", "2023-05-31T10:00:00Z"]
+        {
             now = window(Period::Month, &monthly, now).end;
             assert_eq!(show(now), end);
         }
@@ -849,10 +767,7 @@ mod tests {
     fn an_anchor_without_a_zone_counts_in_utc() {
         let anchor = Some(at("2023-01-31T10:00:00.000001Z"));
         let unzoned = Billing { anchor, zone: None };
-        let utc = Billing {
-            anchor,
-            zone: Some(parse_zone("UTC").unwrap()),
-        };
+        let utc = Billing { anchor, zone: Some(parse_zone("UTC").unwrap()) };
         let now = at("2024-02-29T20:00:00Z");
         for period in Period::ALL {
             assert_eq!(window(period, &unzoned, now), window(period, &utc, now));
@@ -863,33 +778,21 @@ mod tests {
     fn an_infinite_anchor_is_no_anchor() {
         let now = at("2024-02-29T20:00:00Z");
         for anchor in [NEG_INFINITY, INFINITY] {
-            let infinite = Billing {
-                anchor: Some(anchor),
-                zone: None,
-            };
+            let infinite = Billing { anchor: Some(anchor), zone: None };
             for period in Period::ALL {
-                assert_eq!(
-                    window(period, &infinite, now),
-                    window(period, &Billing::default(), now)
-                );
+                assert_eq!(window(period, &infinite, now), window(period, &Billing::default(), now));
             }
         }
     }
 
     fn change(text: &str, billing: Billing) -> Change {
-        Change {
-            at: at(text),
-            billing,
-        }
+        Change { at: at(text), billing }
     }
 
     #[track_caller]
     fn assert_effective(period: Period, changes: &[Change], windows: &[(&str, &str)]) {
         for (start, end) in windows {
-            let expected = Window {
-                start: at(start),
-                end: at(end),
-            };
+            let expected = Window { start: at(start), end: at(end) };
             for now in [expected.start, expected.end - 1] {
                 assert_eq!(effective_window(period, changes, now), expected);
             }
@@ -900,10 +803,7 @@ mod tests {
     fn a_change_holds_from_the_next_period_on() {
         assert_effective(
             Period::Month,
-            &[change(
-                "2024-03-10T12:00:00Z",
-                billing("2024-01-15T00:00:00Z", "UTC"),
-            )],
+            &[change("2024-03-10T12:00:00Z", billing("2024-01-15T00:00:00Z", "UTC"))],
             &[
                 ("2024-02-01T00:00:00Z", "2024-03-01T00:00:00Z"),
                 ("2024-03-01T00:00:00Z", "2024-04-01T00:00:00Z"),
@@ -918,14 +818,8 @@ mod tests {
         assert_effective(
             Period::Month,
             &[
-                change(
-                    "2024-03-10T12:00:00Z",
-                    billing("2024-01-15T00:00:00Z", "UTC"),
-                ),
-                change(
-                    "2024-03-31T23:59:59.999999Z",
-                    billing("2024-01-20T00:00:00Z", "UTC"),
-                ),
+                change("2024-03-10T12:00:00Z", billing("2024-01-15T00:00:00Z", "UTC")),
+                change("2024-03-31T23:59:59.999999Z", billing("2024-01-20T00:00:00Z", "UTC")),
             ],
             &[
                 ("2024-03-01T00:00:00Z", "2024-04-01T00:00:00Z"),
@@ -939,14 +833,8 @@ mod tests {
         assert_effective(
             Period::Month,
             &[
-                change(
-                    "2024-03-10T12:00:00Z",
-                    billing("2024-01-15T00:00:00Z", "UTC"),
-                ),
-                change(
-                    "2024-04-01T00:00:00Z",
-                    billing("2024-01-20T00:00:00Z", "UTC"),
-                ),
+                change("2024-03-10T12:00:00Z", billing("2024-01-15T00:00:00Z", "UTC")),
+                change("2024-04-01T00:00:00Z", billing("2024-01-20T00:00:00Z", "UTC")),
             ],
             &[
                 ("2024-04-01T00:00:00Z", "2024-04-15T00:00:00Z"),
@@ -958,10 +846,7 @@ mod tests {
 
     #[test]
     fn each_period_waits_for_its_own_end() {
-        let changes = [change(
-            "2024-03-10T12:00:00Z",
-            billing("2024-01-15T00:30:00Z", "UTC"),
-        )];
+        let changes = [change("2024-03-10T12:00:00Z", billing("2024-01-15T00:30:00Z", "UTC"))];
         assert_effective(
             Period::Hour,
             &changes,
@@ -985,10 +870,7 @@ mod tests {
         assert_effective(
             Period::Month,
             &[
-                Change {
-                    at: NEG_INFINITY,
-                    billing: billing("2024-01-15T00:00:00Z", "UTC"),
-                },
+                Change { at: NEG_INFINITY, billing: billing("2024-01-15T00:00:00Z", "UTC") },
                 change("2024-03-10T12:00:00Z", Billing::default()),
             ],
             &[
@@ -1002,10 +884,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_the_rest_of_the_window() {
-        let hour = Window {
-            start: 0,
-            end: HOUR,
-        };
+        let hour = Window { start: 0, end: HOUR };
         assert_eq!(retry_after(hour, 1), Some(HOUR - 1));
         assert_eq!(retry_after(hour, HOUR), Some(0));
         assert_eq!(retry_after(hour, INFINITY), Some(0));
@@ -1088,10 +967,7 @@ mod tests {
                     break;
                 }
                 for anchor in [change - 40 * DAY - 25 * MINUTE, change + 25 * MINUTE] {
-                    let daily = Billing {
-                        anchor: Some(anchor),
-                        zone: Some(zone.clone()),
-                    };
+                    let daily = Billing { anchor: Some(anchor), zone: Some(zone.clone()) };
                     assert_tiles(|now| window(Period::Day, &daily, now), change - 1);
                     assert_tiles(|now| window(Period::Day, &daily, now), change + DAY);
                 }
@@ -1123,10 +999,7 @@ mod tests {
     }
 
     fn billings() -> impl Strategy<Value = Billing> {
-        (
-            proptest::option::of(instants()),
-            proptest::option::of(zones()),
-        )
+        (proptest::option::of(instants()), proptest::option::of(zones()))
             .prop_map(|(anchor, zone)| Billing { anchor, zone })
     }
 
@@ -1140,14 +1013,13 @@ mod tests {
                 6 => (-HOUR..HOUR).prop_map(move |delta| now.saturating_add(delta)),
             ]
         };
-        let change =
-            move |now| (near(now), billings()).prop_map(|(at, billing)| Change { at, billing });
-        instants()
-            .prop_flat_map(move |now| proptest::collection::vec(change(now), 0..6))
-            .prop_map(|mut changes| {
+        let change = move |now| (near(now), billings()).prop_map(|(at, billing)| Change { at, billing });
+        instants().prop_flat_map(move |now| proptest::collection::vec(change(now), 0..6)).prop_map(
+            |mut changes| {
                 changes.sort_by_key(|change| change.at);
                 changes
-            })
+            },
+        )
     }
 
     /// An instant, more often than not near one of the changes.

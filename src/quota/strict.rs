@@ -78,7 +78,8 @@ impl Strict {
             (Some(limit), Enforcement::Hard) => limit - amount.min(limit),
             _ => i64::MAX - amount,
         };
-        let fits = key.limit.is_none_or(|limit| amount <= limit) || key.quota.enforcement != Enforcement::Hard;
+        let fits =
+            key.limit.is_none_or(|limit| amount <= limit) || key.quota.enforcement != Enforcement::Hard;
         if fits {
             if let Some(used) = update(key, amount, ceiling)? {
                 return Ok((key.decide(used - amount, amount), used));

@@ -56,7 +56,11 @@ fn set_status(id: TenantId, status: Status, reason: Option<&str>) -> Result<()> 
 fn check_name<'a>(what: &'static str, name: Option<&'a str>) -> Result<&'a str> {
     match name {
         None => Err(Error::Null(what)),
-        Some("") => Err(Error::Invalid { what, value: String::new(), hint: "Use a name of at least one character.".into() }),
+        Some("") => Err(Error::Invalid {
+            what,
+            value: String::new(),
+            hint: "Use a name of at least one character.".into(),
+        }),
         Some(name) => Ok(name),
     }
 }
@@ -68,13 +72,16 @@ fn names(plan: &CachedPlan) -> Result<Vec<String>> {
 }
 
 fn plan_exists(plan: &str) -> Result<bool> {
-    static SELECT: CachedPlan =
-        CachedPlan::new(c"SELECT true FROM tenant_rls.plans AS p WHERE p.plan OPERATOR(pg_catalog.=) $1", &[TEXT]);
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT true FROM tenant_rls.plans AS p WHERE p.plan OPERATOR(pg_catalog.=) $1",
+        &[TEXT],
+    );
     as_owner(|| SELECT.execute(&[plan.into_datum()]) > 0)
 }
 
 fn existing_plan(plan: Option<&str>) -> Result<&str> {
-    static SELECT: CachedPlan = CachedPlan::new(c"SELECT p.plan FROM tenant_rls.plans AS p ORDER BY p.plan", &[]);
+    static SELECT: CachedPlan =
+        CachedPlan::new(c"SELECT p.plan FROM tenant_rls.plans AS p ORDER BY p.plan", &[]);
     let plan = plan.ok_or(Error::Null("the plan"))?;
     if plan_exists(plan)? {
         return Ok(plan);
@@ -173,9 +180,11 @@ fn tenant_fence(tenant: Option<Uuid>, timeout: Option<Interval>) {
         // The lock comes first: a writer that waits for it must not hold a row that this one wants.
         fence::close(id, milliseconds)?;
         match living_status(id)? {
-            Status::Suspended => {
-                Err(Error::WrongStatus { tenant: id, status: "suspended", hint: "Call tenant_resume(tenant) first." })
-            }
+            Status::Suspended => Err(Error::WrongStatus {
+                tenant: id,
+                status: "suspended",
+                hint: "Call tenant_resume(tenant) first.",
+            }),
             Status::Fenced => Ok(()),
             _ => set_status(id, Status::Fenced, None),
         }
@@ -204,9 +213,11 @@ fn tenant_unfence(tenant: Option<Uuid>) {
         let id = id_of(tenant)?;
         match living_status(id)? {
             Status::Fenced => set_status(id, Status::Active, None),
-            Status::Suspended => {
-                Err(Error::WrongStatus { tenant: id, status: "suspended", hint: "Call tenant_resume(tenant)." })
-            }
+            Status::Suspended => Err(Error::WrongStatus {
+                tenant: id,
+                status: "suspended",
+                hint: "Call tenant_resume(tenant).",
+            }),
             _ => Ok(()),
         }
     };
@@ -246,7 +257,12 @@ fn tenant_list(status: Option<&str>) -> SetOfIterator<'static, Uuid> {
 }
 
 #[pg_extern(sql = false)]
-fn tenant_resource_define(resource: Option<&str>, kind: Option<&str>, unit: Option<&str>, period: Option<&str>) {
+fn tenant_resource_define(
+    resource: Option<&str>,
+    kind: Option<&str>,
+    unit: Option<&str>,
+    period: Option<&str>,
+) {
     static INSERT: CachedPlan = CachedPlan::new(
         c"INSERT INTO tenant_rls.resources (resource, kind, unit, period) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
         &[TEXT, TEXT, TEXT, TEXT],
@@ -262,7 +278,11 @@ fn tenant_resource_define(resource: Option<&str>, kind: Option<&str>, unit: Opti
             (_, Some(period)) => period,
         };
         if !matches!(kind, "counter" | "gauge") {
-            return Err(Error::Invalid { what: "kind", value: kind.into(), hint: "Use counter or gauge.".into() });
+            return Err(Error::Invalid {
+                what: "kind",
+                value: kind.into(),
+                hint: "Use counter or gauge.".into(),
+            });
         }
         let known = Period::parse(period);
         if known.is_none() || (kind == "gauge" && known != Some(Period::None)) {
@@ -273,8 +293,7 @@ fn tenant_resource_define(resource: Option<&str>, kind: Option<&str>, unit: Opti
             };
             return Err(Error::Invalid { what: "period", value: period.into(), hint });
         }
-        let arguments =
-            [resource.into_datum(), kind.into_datum(), unit.into_datum(), period.into_datum()];
+        let arguments = [resource.into_datum(), kind.into_datum(), unit.into_datum(), period.into_datum()];
         if as_owner(|| INSERT.execute(&arguments))? == 0 {
             return Err(Error::Exists { what: "resource", name: resource.into(), hint: "" });
         }
@@ -399,7 +418,11 @@ fn tenant_billing_set(tenant: Option<Uuid>, anchor: Option<TimestampWithTimeZone
             return Err(Error::Null("the anchor of a time zone"));
         }
         if anchor.as_ref().is_some_and(|anchor| anchor.is_infinity() || anchor.is_neg_infinity()) {
-            return Err(Error::Invalid { what: "anchor", value: "infinity".into(), hint: "Use a finite instant.".into() });
+            return Err(Error::Invalid {
+                what: "anchor",
+                value: "infinity".into(),
+                hint: "Use a finite instant.".into(),
+            });
         }
         if let Some(zone) = time_zone
             && period::parse_zone(zone).is_err()
@@ -469,6 +492,8 @@ fn is_restoring() -> bool {
     unsafe {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-        !pg_sys::check_function_bodies && !pg_sys::row_security && pg_sys::superuser_arg(registry::acting_role())
+        !pg_sys::check_function_bodies
+            && !pg_sys::row_security
+            && pg_sys::superuser_arg(registry::acting_role())
     }
 }
