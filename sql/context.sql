@@ -38,28 +38,34 @@ COMMENT ON FUNCTION @extschema@.tenant_context() IS
 'tenantId, plan, region, features, featureValues, settings and status of the tenant of the session, in one object';
 
 CREATE FUNCTION @extschema@.tenant_grant(role regrole) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'grant_every_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'grant_every_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_grant(regrole) IS
 'the role and its members may act for every tenant, and call the functions of applications';
 
 CREATE FUNCTION @extschema@.tenant_grant(role regrole, tenant uuid, ticket_required boolean DEFAULT false) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'grant_one_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'grant_one_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_grant(regrole, uuid, boolean) IS
 'the role and its members may act for this tenant, and call the functions of applications';
 
 CREATE FUNCTION @extschema@.tenant_revoke(role regrole) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'revoke_every_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'revoke_every_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_revoke(regrole) IS 'takes tenant_grant(role) back';
 
 CREATE FUNCTION @extschema@.tenant_revoke(role regrole, tenant uuid) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'revoke_one_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'revoke_one_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_revoke(regrole, uuid) IS 'takes tenant_grant(role, tenant) back';
 
 CREATE FUNCTION @extschema@.tenant_grant_operator(role regrole) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'grant_operator_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'grant_operator_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_grant_operator(regrole) IS
 'the role and its members may run the registry: create, plan, suspend, limits, the usage of all tenants';
 
 CREATE FUNCTION @extschema@.tenant_revoke_operator(role regrole) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'revoke_operator_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'revoke_operator_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_revoke_operator(regrole) IS 'takes tenant_grant_operator(role) back';

@@ -66,6 +66,16 @@ $$;
 COMMENT ON FUNCTION @extschema@.tenant_protect_schema(regnamespace) IS
 'protects every table of a schema that has a column tenant_id; result says protected, or why not';
 
+CREATE FUNCTION tenant_rls.close_before_drop() RETURNS event_trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'close_before_drop';
+COMMENT ON FUNCTION tenant_rls.close_before_drop() IS
+'event trigger: leaves protected tables closed when the extension is dropped with CASCADE';
+
+CREATE EVENT TRIGGER tenant_rls_close_before_drop ON ddl_command_start
+WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+EXECUTE FUNCTION tenant_rls.close_before_drop();
+COMMENT ON EVENT TRIGGER tenant_rls_close_before_drop IS 'leaves protected tables closed when the extension goes';
+
 CREATE VIEW @extschema@.tenant_tables AS
 SELECT
     p.relation AS target,

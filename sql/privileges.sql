@@ -16,10 +16,19 @@ BEGIN
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
-    FOREACH v IN ARRAY ARRAY[
-        '@extschema@.tenant_usage', '@extschema@.tenant_usage_history', '@extschema@.tenant_storage',
-        '@extschema@.tenant_tables', '@extschema@.tenant_quota_invariants'
-    ]::pg_catalog.regclass[]
+    -- Tables and the sequence too: the default privileges of the installing role may have opened them.
+    FOR v IN
+        SELECT d.objid::pg_catalog.regclass
+        FROM pg_catalog.pg_depend AS d
+        JOIN pg_catalog.pg_extension AS e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+        WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+        AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+        AND d.deptype OPERATOR(pg_catalog.=) 'e'
+        AND e.extname OPERATOR(pg_catalog.=) 'tenant_rls'
+        AND EXISTS (
+            SELECT FROM pg_catalog.pg_class AS c
+            WHERE c.oid OPERATOR(pg_catalog.=) d.objid
+            AND c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'v', 'S']::pg_catalog."char"[]))
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', v);
     END LOOP;

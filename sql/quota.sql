@@ -37,6 +37,14 @@ FOR EACH STATEMENT EXECUTE FUNCTION tenant_rls.record_truncate();
 ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER registry_changed;
 ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER record_change;
 ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER record_truncate;
+CREATE TRIGGER restore_begins BEFORE INSERT ON tenant_rls.attachments
+FOR EACH STATEMENT WHEN (pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0 AND tenant_rls.is_restoring())
+EXECUTE FUNCTION tenant_rls.restore_begins();
+CREATE TRIGGER restore_ends AFTER INSERT ON tenant_rls.attachments
+FOR EACH STATEMENT WHEN (pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0 AND tenant_rls.is_restoring())
+EXECUTE FUNCTION tenant_rls.restore_ends();
+ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER restore_begins;
+ALTER TABLE tenant_rls.attachments ENABLE ALWAYS TRIGGER restore_ends;
 
 CREATE TYPE @extschema@.tenant_quota_result AS (
     allowed boolean,

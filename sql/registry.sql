@@ -146,8 +146,17 @@ SELECT pg_catalog.pg_extension_config_dump('tenant_rls.plan_limits', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.tenants', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.billing_changes', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.overrides', '');
-SELECT pg_catalog.pg_extension_config_dump('tenant_rls.grants', '');
-SELECT pg_catalog.pg_extension_config_dump('tenant_rls.operators', '');
+-- Only what gives something here is dumped: a restore looks the role up by its name, which another one may have by now.
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.grants', $condition$
+    WHERE EXISTS (
+        SELECT FROM pg_catalog.pg_roles AS r
+        WHERE r.oid OPERATOR(pg_catalog.=) role_oid
+        AND r.rolname::pg_catalog.text OPERATOR(pg_catalog.=) role_name)$condition$);
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.operators', $condition$
+    WHERE EXISTS (
+        SELECT FROM pg_catalog.pg_roles AS r
+        WHERE r.oid OPERATOR(pg_catalog.=) role_oid
+        AND r.rolname::pg_catalog.text OPERATOR(pg_catalog.=) role_name)$condition$);
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.removed_defaults', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.changes', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.changes_change_id_seq', '');
@@ -243,25 +252,52 @@ CREATE FUNCTION tenant_rls.acting_role() RETURNS text
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'acting_role_wrapper';
 COMMENT ON FUNCTION tenant_rls.acting_role() IS 'the role that counts for rights: SET ROLE is followed, a SECURITY DEFINER function is not';
 
+-- pg_restore --jobs loads our tables side by side and knows nothing of the foreign keys between them, which the
+-- dump as a whole satisfies: each table is loaded without their checks, one table at a time. What triggers insert
+-- meanwhile is part of the load.
+CREATE FUNCTION tenant_rls.restore_begins() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE tenant_rls.removed_defaults IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM pg_catalog.set_config('session_replication_role', 'replica', true);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tenant_rls.restore_begins() IS 'trigger: the rows that follow come from a dump, in any order';
+
+CREATE FUNCTION tenant_rls.restore_ends() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_catalog.set_config('session_replication_role', s.reset_val, true)
+    FROM pg_catalog.pg_settings AS s
+    WHERE s.name = 'session_replication_role';
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tenant_rls.restore_ends() IS 'trigger: takes back what restore_begins set';
+
 -- A dump holds the installed rows as their owner left them: they replace what CREATE EXTENSION has just installed.
 CREATE FUNCTION tenant_rls.replace_default() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NOT NEW.installed THEN
+    -- An own row in the place of an installed one that was deleted comes as well.
+    IF NOT NEW.installed AND NOT tenant_rls.is_restoring() THEN
         RETURN NEW;
     END IF;
     CASE TG_TABLE_NAME
         WHEN 'plans' THEN
             UPDATE tenant_rls.plans AS p
-            SET based_on = NEW.based_on, created_at = NEW.created_at
+            SET based_on = NEW.based_on, installed = NEW.installed, created_at = NEW.created_at
             WHERE p.plan = NEW.plan AND p.installed;
         WHEN 'resources' THEN
             UPDATE tenant_rls.resources AS r
-            SET kind = NEW.kind, unit = NEW.unit, period = NEW.period, created_at = NEW.created_at
+            SET kind = NEW.kind, unit = NEW.unit, period = NEW.period, installed = NEW.installed,
+                created_at = NEW.created_at
             WHERE r.resource = NEW.resource AND r.installed;
         ELSE
             UPDATE tenant_rls.plan_limits AS l
-            SET quota_limit = NEW.quota_limit, enforcement = NEW.enforcement, mode = NEW.mode
+            SET quota_limit = NEW.quota_limit, enforcement = NEW.enforcement, mode = NEW.mode,
+                installed = NEW.installed
             WHERE l.plan = NEW.plan AND l.resource = NEW.resource AND l.installed;
     END CASE;
     IF FOUND THEN
@@ -270,27 +306,34 @@ BEGIN
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION tenant_rls.replace_default() IS 'trigger: an installed row of a dump replaces the one just installed';
+COMMENT ON FUNCTION tenant_rls.replace_default() IS 'trigger: a row of a dump replaces the one just installed';
 
+-- The arguments of the triggers are the columns of the key.
 CREATE FUNCTION tenant_rls.remember_removal() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    removed jsonb[];
+    kept jsonb;
 BEGIN
-    IF OLD.installed THEN
-        INSERT INTO tenant_rls.removed_defaults (relation, key)
-        VALUES (
-            TG_TABLE_NAME,
-            CASE TG_TABLE_NAME
-                WHEN 'plans' THEN ARRAY[pg_catalog.to_jsonb(OLD) ->> 'plan']
-                WHEN 'resources' THEN ARRAY[pg_catalog.to_jsonb(OLD) ->> 'resource']
-                ELSE ARRAY[pg_catalog.to_jsonb(OLD) ->> 'plan', pg_catalog.to_jsonb(OLD) ->> 'resource']
-            END
-        )
-        ON CONFLICT DO NOTHING;
+    IF TG_OP = 'TRUNCATE' THEN
+        EXECUTE pg_catalog.format(
+            'SELECT array_agg(to_jsonb(t)) FROM tenant_rls.%I AS t WHERE t.installed', TG_TABLE_NAME) INTO removed;
+    ELSIF OLD.installed THEN
+        removed := ARRAY[pg_catalog.to_jsonb(OLD)];
+        IF TG_OP = 'UPDATE' THEN
+            kept := pg_catalog.to_jsonb(NEW);
+        END IF;
     END IF;
+    INSERT INTO tenant_rls.removed_defaults (relation, key)
+    SELECT TG_TABLE_NAME, ARRAY(SELECT r.gone ->> c FROM pg_catalog.unnest(TG_ARGV) AS c)
+    FROM pg_catalog.unnest(removed) AS r (gone)
+    WHERE EXISTS (SELECT FROM pg_catalog.unnest(TG_ARGV) AS c WHERE r.gone ->> c IS DISTINCT FROM kept ->> c)
+    ON CONFLICT DO NOTHING;
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION tenant_rls.remember_removal() IS 'trigger: keeps in mind that an installed row was deleted';
+COMMENT ON FUNCTION tenant_rls.remember_removal() IS
+'trigger: keeps in mind that an installed row was deleted, renamed or truncated';
 
 CREATE FUNCTION tenant_rls.repeat_removal() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -346,20 +389,47 @@ END
 $$;
 COMMENT ON FUNCTION tenant_rls.resolve_role() IS 'trigger: looks up the role that a grant names, in this cluster';
 
+DO $$
+DECLARE
+    t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY[
+        'plans', 'resources', 'plan_limits', 'tenants', 'billing_changes', 'overrides', 'removed_defaults'
+    ] LOOP
+        EXECUTE pg_catalog.format(
+            'CREATE TRIGGER restore_begins BEFORE INSERT ON tenant_rls.%I FOR EACH STATEMENT '
+            'WHEN (pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0 AND tenant_rls.is_restoring()) '
+            'EXECUTE FUNCTION tenant_rls.restore_begins()', t);
+        EXECUTE pg_catalog.format(
+            'CREATE TRIGGER restore_ends AFTER INSERT ON tenant_rls.%I FOR EACH STATEMENT '
+            'WHEN (pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0 AND tenant_rls.is_restoring()) '
+            'EXECUTE FUNCTION tenant_rls.restore_ends()', t);
+        EXECUTE pg_catalog.format('ALTER TABLE tenant_rls.%I ENABLE ALWAYS TRIGGER restore_begins', t);
+        EXECUTE pg_catalog.format('ALTER TABLE tenant_rls.%I ENABLE ALWAYS TRIGGER restore_ends', t);
+    END LOOP;
+END
+$$;
+
 CREATE TRIGGER replace_default BEFORE INSERT ON tenant_rls.plans
 FOR EACH ROW EXECUTE FUNCTION tenant_rls.replace_default();
 CREATE TRIGGER replace_default BEFORE INSERT ON tenant_rls.resources
 FOR EACH ROW EXECUTE FUNCTION tenant_rls.replace_default();
 CREATE TRIGGER replace_default BEFORE INSERT ON tenant_rls.plan_limits
 FOR EACH ROW EXECUTE FUNCTION tenant_rls.replace_default();
-CREATE TRIGGER remember_removal AFTER DELETE ON tenant_rls.plans
-FOR EACH ROW EXECUTE FUNCTION tenant_rls.remember_removal();
-CREATE TRIGGER remember_removal AFTER DELETE ON tenant_rls.resources
-FOR EACH ROW EXECUTE FUNCTION tenant_rls.remember_removal();
-CREATE TRIGGER remember_removal AFTER DELETE ON tenant_rls.plan_limits
-FOR EACH ROW EXECUTE FUNCTION tenant_rls.remember_removal();
+CREATE TRIGGER remember_removal AFTER UPDATE OR DELETE ON tenant_rls.plans
+FOR EACH ROW EXECUTE FUNCTION tenant_rls.remember_removal('plan');
+CREATE TRIGGER remember_removal AFTER UPDATE OR DELETE ON tenant_rls.resources
+FOR EACH ROW EXECUTE FUNCTION tenant_rls.remember_removal('resource');
+CREATE TRIGGER remember_removal AFTER UPDATE OR DELETE ON tenant_rls.plan_limits
+FOR EACH ROW EXECUTE FUNCTION tenant_rls.remember_removal('plan', 'resource');
+CREATE TRIGGER remember_truncate BEFORE TRUNCATE ON tenant_rls.plans
+FOR EACH STATEMENT EXECUTE FUNCTION tenant_rls.remember_removal('plan');
+CREATE TRIGGER remember_truncate BEFORE TRUNCATE ON tenant_rls.resources
+FOR EACH STATEMENT EXECUTE FUNCTION tenant_rls.remember_removal('resource');
+CREATE TRIGGER remember_truncate BEFORE TRUNCATE ON tenant_rls.plan_limits
+FOR EACH STATEMENT EXECUTE FUNCTION tenant_rls.remember_removal('plan', 'resource');
 CREATE TRIGGER repeat_removal BEFORE INSERT ON tenant_rls.removed_defaults
-FOR EACH ROW EXECUTE FUNCTION tenant_rls.repeat_removal();
+FOR EACH ROW WHEN (tenant_rls.is_restoring()) EXECUTE FUNCTION tenant_rls.repeat_removal();
 CREATE TRIGGER record_billing_update AFTER UPDATE OF billing_anchor, time_zone ON tenant_rls.tenants
 FOR EACH ROW EXECUTE FUNCTION tenant_rls.record_billing();
 CREATE TRIGGER record_billing_insert AFTER INSERT ON tenant_rls.tenants
@@ -377,6 +447,9 @@ ALTER TABLE tenant_rls.plan_limits ENABLE ALWAYS TRIGGER replace_default;
 ALTER TABLE tenant_rls.plans ENABLE ALWAYS TRIGGER remember_removal;
 ALTER TABLE tenant_rls.resources ENABLE ALWAYS TRIGGER remember_removal;
 ALTER TABLE tenant_rls.plan_limits ENABLE ALWAYS TRIGGER remember_removal;
+ALTER TABLE tenant_rls.plans ENABLE ALWAYS TRIGGER remember_truncate;
+ALTER TABLE tenant_rls.resources ENABLE ALWAYS TRIGGER remember_truncate;
+ALTER TABLE tenant_rls.plan_limits ENABLE ALWAYS TRIGGER remember_truncate;
 ALTER TABLE tenant_rls.removed_defaults ENABLE ALWAYS TRIGGER repeat_removal;
 ALTER TABLE tenant_rls.tenants ENABLE ALWAYS TRIGGER record_billing_update;
 ALTER TABLE tenant_rls.tenants ENABLE ALWAYS TRIGGER record_billing_insert;

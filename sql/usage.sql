@@ -1,5 +1,6 @@
 -- What was used, against what is allowed. A tenant sees its own; operators and pg_read_all_stats see all.
 -- The two branches of each view are gated by a constant, so the branch that does not hold is never started.
+-- They stand in a subquery, as a UNION ALL at the top of a view is flattened, and its security barrier with it.
 
 CREATE FUNCTION tenant_rls.sees_all() RETURNS boolean
 LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'sees_all_wrapper';
@@ -41,43 +42,54 @@ CREATE FUNCTION tenant_rls.invariants() RETURNS TABLE (
 LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'invariants_wrapper';
 COMMENT ON FUNCTION tenant_rls.invariants() IS 'where what is recorded and what is there disagree, in one snapshot';
 
-CREATE VIEW @extschema@.tenant_usage AS
+CREATE VIEW @extschema@.tenant_usage WITH (security_barrier) AS
 SELECT
-    t.tenant_id AS tenant, u.resource, u.period_start, u.resets_at, u.used, u.held, u.quota_limit, u.remaining,
-    u.percent_used, u.enforcement, u.mode
-FROM tenant_rls.tenants AS t
-CROSS JOIN LATERAL tenant_rls.usage_of(t.tenant_id) AS u
-WHERE NOT tenant_rls.sees_all() AND t.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
-UNION ALL
-SELECT
-    t.tenant_id AS tenant, u.resource, u.period_start, u.resets_at, u.used, u.held, u.quota_limit, u.remaining,
-    u.percent_used, u.enforcement, u.mode
-FROM tenant_rls.tenants AS t
-CROSS JOIN LATERAL tenant_rls.usage_of(t.tenant_id) AS u
-WHERE tenant_rls.sees_all();
+    v.tenant, v.resource, v.period_start, v.resets_at, v.used, v.held, v.quota_limit, v.remaining, v.percent_used,
+    v.enforcement, v.mode
+FROM (
+    SELECT
+        t.tenant_id AS tenant, u.resource, u.period_start, u.resets_at, u.used, u.held, u.quota_limit, u.remaining,
+        u.percent_used, u.enforcement, u.mode
+    FROM tenant_rls.tenants AS t
+    CROSS JOIN LATERAL tenant_rls.usage_of(t.tenant_id) AS u
+    WHERE NOT tenant_rls.sees_all() AND t.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
+    UNION ALL
+    SELECT
+        t.tenant_id AS tenant, u.resource, u.period_start, u.resets_at, u.used, u.held, u.quota_limit, u.remaining,
+        u.percent_used, u.enforcement, u.mode
+    FROM tenant_rls.tenants AS t
+    CROSS JOIN LATERAL tenant_rls.usage_of(t.tenant_id) AS u
+    WHERE tenant_rls.sees_all()
+) AS v;
 COMMENT ON VIEW @extschema@.tenant_usage IS
 'usage in the current periods against the limits; quota_limit, remaining and percent_used are NULL when unlimited';
 
-CREATE VIEW @extschema@.tenant_usage_history AS
-SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
-FROM tenant_rls.usage AS u
-WHERE NOT tenant_rls.sees_all()
-AND u.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
-AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
-UNION ALL
-SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
-FROM tenant_rls.usage AS u
-WHERE tenant_rls.sees_all() AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp();
+CREATE VIEW @extschema@.tenant_usage_history WITH (security_barrier) AS
+SELECT v.tenant, v.resource, v.period_start, v.period_end, v.used
+FROM (
+    SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
+    FROM tenant_rls.usage AS u
+    WHERE NOT tenant_rls.sees_all()
+    AND u.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
+    AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
+    UNION ALL
+    SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
+    FROM tenant_rls.usage AS u
+    WHERE tenant_rls.sees_all() AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
+) AS v;
 COMMENT ON VIEW @extschema@.tenant_usage_history IS 'usage in closed periods';
 
-CREATE VIEW @extschema@.tenant_storage AS
-SELECT s.owner_id AS tenant, s.target, s.row_count, s.total_bytes
-FROM tenant_rls.storage_of(@extschema@.current_tenant()) AS s
-WHERE NOT tenant_rls.sees_all() AND @extschema@.current_tenant() IS NOT NULL
-UNION ALL
-SELECT s.owner_id AS tenant, s.target, s.row_count, s.total_bytes
-FROM tenant_rls.storage_of(NULL) AS s
-WHERE tenant_rls.sees_all();
+CREATE VIEW @extschema@.tenant_storage WITH (security_barrier) AS
+SELECT v.tenant, v.target, v.row_count, v.total_bytes
+FROM (
+    SELECT s.owner_id AS tenant, s.target, s.row_count, s.total_bytes
+    FROM tenant_rls.storage_of(@extschema@.current_tenant()) AS s
+    WHERE NOT tenant_rls.sees_all() AND @extschema@.current_tenant() IS NOT NULL
+    UNION ALL
+    SELECT s.owner_id AS tenant, s.target, s.row_count, s.total_bytes
+    FROM tenant_rls.storage_of(NULL) AS s
+    WHERE tenant_rls.sees_all()
+) AS v;
 COMMENT ON VIEW @extschema@.tenant_storage IS
 'rows and bytes per tenant and protected table, counted when the view is read; a bigint or integer key without a tenant is left out';
 

@@ -61,6 +61,8 @@ pub enum Error {
     NotPermitted { what: String, hint: &'static str },
     /// The relation is of a kind that cannot be protected.
     WrongKind { relation: String, why: String, hint: &'static str },
+    /// The call is about a whole tree, and names a part of it.
+    NotTheRoot { relation: String },
     /// The table has no such column.
     NoColumn { relation: String, column: String },
     /// The tenant column has a type that tenants are not named with.
@@ -77,6 +79,8 @@ pub enum Error {
     NotAGauge { resource: String },
     /// The gauge follows the rows of a table, and was changed by hand.
     Attached { resource: String },
+    /// The role became subject to policies while a statement without them was about to start.
+    RightsChanged { role: String },
     /// What was asked for is not possible in this mode or version.
     Unsupported { what: String, detail: String, hint: &'static str },
     /// The extension is not installed in this database, or its tables are gone.
@@ -244,11 +248,23 @@ impl Error {
             Error::NotPermitted { what, hint } => {
                 (ERRCODE_INSUFFICIENT_PRIVILEGE, what.clone(), String::new(), (*hint).into())
             }
+            Error::RightsChanged { role } => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("the rights of role \"{role}\" changed while the statement was about to start"),
+                "The policies of a protected table hold for the role now.".into(),
+                "Run the statement again.".into(),
+            ),
             Error::WrongKind { relation, why, hint } => (
                 ERRCODE_WRONG_OBJECT_TYPE,
                 format!("cannot protect \"{relation}\""),
                 format!("\"{relation}\" {why}."),
                 (*hint).into(),
+            ),
+            Error::NotTheRoot { relation } => (
+                ERRCODE_WRONG_OBJECT_TYPE,
+                format!("table \"{relation}\" is a partition or child of a protected table"),
+                String::new(),
+                "Name the root of the tree.".into(),
             ),
             Error::NoColumn { relation, column } => (
                 ERRCODE_UNDEFINED_COLUMN,
@@ -265,7 +281,7 @@ impl Error {
             Error::Nulls { relation, column, count } => (
                 ERRCODE_NOT_NULL_VIOLATION,
                 format!("column \"{column}\" of table \"{relation}\" contains null values"),
-                format!("{count} rows belong to no tenant."),
+                format!("Rows without a tenant: {count}."),
                 "Give these rows a tenant, or delete them, then protect the table.".into(),
             ),
             Error::NotProtected { relation } => (
@@ -279,7 +295,7 @@ impl Error {
                 format!("quota of \"{resource}\" is used up"),
                 detail.clone(),
                 if *gauge {
-                    "Release units, or move the tenant to a larger plan.".into()
+                    "Release units, or delete rows that count, or move the tenant to a larger plan.".into()
                 } else {
                     "Wait until the period resets, or move the tenant to a larger plan.".into()
                 },

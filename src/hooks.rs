@@ -9,9 +9,12 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::backend::Backend;
+use crate::context::marker;
 use crate::isolation::statement;
+use crate::tenant::TenantId;
 
 static PREVIOUS_START: Backend<Cell<pg_sys::ExecutorStart_hook_type>> = Backend::new(Cell::new(None));
+static PREVIOUS_RUN: Backend<Cell<pg_sys::ExecutorRun_hook_type>> = Backend::new(Cell::new(None));
 
 /// Installs the hooks. Called once, when the library is loaded.
 pub fn init() {
@@ -19,6 +22,8 @@ pub fn init() {
     unsafe {
         PREVIOUS_START.set(pg_sys::ExecutorStart_hook);
         pg_sys::ExecutorStart_hook = Some(executor_start);
+        PREVIOUS_RUN.set(pg_sys::ExecutorRun_hook);
+        pg_sys::ExecutorRun_hook = Some(executor_run);
     }
 }
 
@@ -30,19 +35,61 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
     // SAFETY: the server hands a query that it is about to run; nothing here needs dropping, so an error of
     // the functions called may jump over this frame.
     unsafe {
-        // A plan that no policy has shaped depends on no role: other statements pay for this comparison only.
-        if (*(*query).plannedstmt).dependsOnRole {
-            check_statement(query, flags);
-        }
+        // Other statements pay for a look at their tables only.
+        let concerned = statement::may_concern((*query).plannedstmt);
+        let writer = if concerned { check_statement(query, flags) } else { None };
         match PREVIOUS_START.get() {
             Some(previous) => previous(query, flags),
             None => standard_ExecutorStart(query, flags),
         }
+        if let Some(tenant) = writer {
+            mark_writer(query, tenant);
+        }
     }
 }
 
+// Both sides of these calls are Rust: the convention is there for the guard.
+#[allow(improper_ctypes_definitions)]
 #[pg_guard]
-unsafe extern "C-unwind" fn check_statement(query: *mut pg_sys::QueryDesc, flags: i32) {
+unsafe extern "C-unwind" fn check_statement(query: *mut pg_sys::QueryDesc, flags: i32) -> Option<TenantId> {
     // SAFETY: the query is the hook's.
     unsafe { statement::check(query, flags) }
+}
+
+#[allow(improper_ctypes_definitions)]
+#[pg_guard]
+unsafe extern "C-unwind" fn mark_writer(query: *mut pg_sys::QueryDesc, tenant: TenantId) {
+    // SAFETY: the query has been started, and its context lives until its end.
+    unsafe { marker::put_writer((*(*query).estate).es_query_cxt, tenant) }
+}
+
+macro_rules! executor_run {
+    ($($argument:ident: $type:ty),*) => {
+        unsafe extern "C-unwind" fn executor_run(query: *mut pg_sys::QueryDesc, $($argument: $type),*) {
+            unsafe extern "C-unwind" {
+                fn standard_ExecutorRun(query: *mut pg_sys::QueryDesc, $($argument: $type),*);
+            }
+            // SAFETY: as in `executor_start`.
+            unsafe {
+                if marker::any() {
+                    check_again(query);
+                }
+                match PREVIOUS_RUN.get() {
+                    Some(previous) => previous(query, $($argument),*),
+                    None => standard_ExecutorRun(query, $($argument),*),
+                }
+            }
+        }
+    };
+}
+
+#[cfg(not(feature = "pg18"))]
+executor_run!(direction: pg_sys::ScanDirection::Type, count: u64, once: bool);
+#[cfg(feature = "pg18")]
+executor_run!(direction: pg_sys::ScanDirection::Type, count: u64);
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_again(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: the query is the hook's.
+    unsafe { statement::check_again(query) }
 }

@@ -5,6 +5,7 @@
 //! from letting more through. The whole tree is protected, because a partition or child that is named in a
 //! statement is read under its own policies, not its parent's.
 
+pub mod guard;
 pub mod policy;
 pub mod rows;
 pub mod statement;
@@ -31,7 +32,11 @@ struct Undo {
     enabled: bool,
     forced: bool,
     index: Option<String>,
+    /// Indexes of the table's own that became part of the root's, and go with it.
+    joined_indexes: Vec<String>,
     grants: Vec<String>,
+    /// Grants that others had passed on, with the role that did.
+    passed_on: Vec<(String, String)>,
     policies: Vec<String>,
 }
 
@@ -68,11 +73,7 @@ fn tenant_unprotect(target: Option<pg_sys::Oid>) {
             return Err(Error::NotProtected { relation: root.display });
         };
         if known.root != root.oid {
-            return Err(Error::WrongKind {
-                relation: root.display,
-                why: "is protected as a partition or child of another table".into(),
-                hint: "Unprotect the root of the tree.",
-            });
+            return Err(Error::NotTheRoot { relation: root.display });
         }
         check_unattached(&root)?;
         table::lock_tree(root.oid, pg_sys::AccessExclusiveLock);
@@ -371,13 +372,15 @@ fn revoke_privileges(table: &Table, undo: &mut Undo) {
               x.privilege_type OPERATOR(pg_catalog.||) COALESCE(x.columns, ''), $2), \
             CASE WHEN x.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC' \
               ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(x.grantee)) END, \
-            x.is_grantable \
+            x.is_grantable, \
+            CASE WHEN x.grantor OPERATOR(pg_catalog.<>) x.relowner \
+              THEN pg_catalog.pg_get_userbyid(x.grantor)::pg_catalog.text END \
           FROM ( \
-            SELECT g.grantee, g.privilege_type, g.is_grantable, NULL::pg_catalog.text AS columns, c.relowner \
+            SELECT g.grantor, g.grantee, g.privilege_type, g.is_grantable, NULL::pg_catalog.text AS columns, c.relowner \
             FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS g \
             WHERE c.oid OPERATOR(pg_catalog.=) $1 \
             UNION ALL \
-            SELECT g.grantee, g.privilege_type, g.is_grantable, \
+            SELECT g.grantor, g.grantee, g.privilege_type, g.is_grantable, \
               ' (' OPERATOR(pg_catalog.||) pg_catalog.quote_ident(a.attname) OPERATOR(pg_catalog.||) ')', c.relowner \
             FROM pg_catalog.pg_class AS c \
             JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) c.oid, \
@@ -392,12 +395,17 @@ fn revoke_privileges(table: &Table, undo: &mut Undo) {
     let mut grants = Vec::new();
     SELECT.run(&[table.oid.into_datum(), table.qualified.as_str().into_datum()], |row| {
         let text = |column| row.get::<String>(column).unwrap_or_default();
-        grants.push((text(1), text(2), row.get::<bool>(3).unwrap_or(false)));
+        grants.push((text(1), text(2), row.get::<bool>(3).unwrap_or(false), row.get::<String>(4)));
     });
-    for (privilege, grantee, grantable) in grants {
+    for (privilege, grantee, grantable, grantor) in grants {
+        // What others have passed on goes with what they had.
         execute_text(&format!("REVOKE {privilege} FROM {grantee} CASCADE"));
         let option = if grantable { " WITH GRANT OPTION" } else { "" };
-        undo.grants.push(format!("GRANT {privilege} TO {grantee}{option}"));
+        let grant = format!("GRANT {privilege} TO {grantee}{option}");
+        match grantor {
+            None => undo.grants.push(grant),
+            Some(grantor) => undo.passed_on.push((grantor, grant)),
+        }
         pgrx::notice!("{privilege} is revoked from {grantee}: policies do not hold for it");
     }
 }
@@ -405,7 +413,8 @@ fn revoke_privileges(table: &Table, undo: &mut Undo) {
 /// An index that starts with the tenant column, on every table that has none. One on a partitioned table
 /// covers its partitions.
 fn index_tree(column: &str, members: &[(Table, Column)], undos: &mut [Undo]) -> Result<()> {
-    for ((member, found), undo) in members.iter().zip(undos) {
+    let before = members.iter().map(|(member, _)| lone_indexes(member.oid)).collect::<Vec<_>>();
+    for ((member, found), undo) in members.iter().zip(undos.iter_mut()) {
         if tenant_index(member.oid, found.number).is_some() {
             continue;
         }
@@ -417,7 +426,25 @@ fn index_tree(column: &str, members: &[(Table, Column)], undos: &mut [Undo]) -> 
             member.display
         );
     }
+    for (((member, _), undo), before) in members.iter().zip(undos).zip(before) {
+        let after = lone_indexes(member.oid);
+        // Its own new index is not among those from before.
+        undo.joined_indexes.extend(before.into_iter().filter(|index| !after.contains(index)));
+    }
     Ok(())
+}
+
+/// The definitions of the indexes that are not part of a parent's.
+fn lone_indexes(relation: pg_sys::Oid) -> Vec<String> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT pg_catalog.pg_get_indexdef(i.indexrelid) FROM pg_catalog.pg_index AS i \
+          JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid \
+          WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND NOT c.relispartition",
+        &[pg_sys::OIDOID],
+    );
+    let mut indexes = Vec::new();
+    SELECT.run(&[relation.into_datum()], |row| indexes.extend(row.get::<String>(1)));
+    indexes
 }
 
 /// The name of a complete index whose first column is the tenant.
@@ -479,6 +506,15 @@ fn record(
     Ok(())
 }
 
+fn role_of(name: &str) -> Option<pg_sys::Oid> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: looks the role up; answers InvalidOid for one that does not exist.
+    match unsafe { pg_sys::get_role_oid(name.as_ptr(), true) } {
+        pg_sys::InvalidOid => None,
+        role => Some(role),
+    }
+}
+
 fn protected_members(root: pg_sys::Oid) -> Result<Vec<pg_sys::Oid>> {
     static SELECT: CachedPlan = CachedPlan::new(
         c"SELECT p.relation::pg_catalog.oid FROM tenant_rls.protected_tables AS p \
@@ -504,6 +540,9 @@ fn unprotect_one(table: &Table) -> Result<()> {
     for statement in undo.policies.iter().chain(&undo.grants) {
         execute_text(statement);
     }
+    for (grantor, grant) in &undo.passed_on {
+        as_table_owner(role_of(grantor).unwrap_or(table.owner), || execute_text(grant));
+    }
     if undo.forced {
         execute_text(&format!("ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY"));
     }
@@ -512,6 +551,9 @@ fn unprotect_one(table: &Table) -> Result<()> {
     }
     if let Some(index) = &undo.index {
         execute_text(&format!("DROP INDEX IF EXISTS {index}"));
+    }
+    for definition in &undo.joined_indexes {
+        execute_text(definition);
     }
     // The column may be gone, or be a partition's, whose parent says whether it is NOT NULL.
     if find_column(table, &known.column).is_ok() {

@@ -36,7 +36,7 @@ extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     gucs::init();
-    registry::init();
+    registry::catalog::init();
     hooks::init();
     context::setting::init();
 }

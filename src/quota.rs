@@ -53,17 +53,31 @@ pub struct Key {
     pub limit: Limit,
     /// Where it comes from.
     pub source: Source,
+    gives: bool,
 }
 
 impl Key {
     /// The key of a resource for a tenant, now.
     pub fn of(tenant: Rc<Tenant>, resource: &str) -> Result<Key> {
+        let quota = registry::quota(&tenant, resource)?;
+        Ok(Key::now(tenant, quota, false))
+    }
+
+    /// The key to give units back to: a plan that no longer names the resource keeps nobody from that.
+    pub fn to_give(tenant: Rc<Tenant>, resource: &str) -> Result<Key> {
+        let quota = match registry::quota(&tenant, resource) {
+            Err(Error::NoLimit { .. }) => registry::no_quota(resource)?,
+            quota => quota?,
+        };
+        Ok(Key::now(tenant, quota, true))
+    }
+
+    fn now(tenant: Rc<Tenant>, quota: Rc<Quota>, gives: bool) -> Key {
         // SAFETY: reads the clock. Not now(), which stands still for as long as the transaction lasts.
         let now = period::from_postgres(unsafe { pg_sys::GetCurrentTimestamp() });
-        let quota = registry::quota(&tenant, resource)?;
         let window = quota.window(&tenant, now);
         let (limit, source) = quota.limit(now);
-        Ok(Key { tenant, quota, now, window, limit, source })
+        Key { tenant, quota, now, window, limit, source, gives }
     }
 
     /// The same key, as it is now.
@@ -71,7 +85,8 @@ impl Key {
         registry::accept_invalidations();
         let id = self.tenant.id;
         let tenant = registry::tenant(id)?.ok_or(Error::UnknownTenant(id))?;
-        *self = Key::of(tenant, &self.quota.resource.name.clone())?;
+        let resource = self.quota.resource.name.clone();
+        *self = if self.gives { Key::to_give(tenant, &resource)? } else { Key::of(tenant, &resource)? };
         Ok(())
     }
 
@@ -133,6 +148,17 @@ fn check_writable(key: &Key) -> Result<()> {
     fence::enter(&key.tenant)
 }
 
+/// A call may have waited for others: a tenant that was suspended meanwhile changes nothing, nor does a call by
+/// hand on a gauge that has been attached. Raising gives the units back.
+fn check_still_writable(key: &Key) -> Result<()> {
+    context::required()?;
+    let resource = &key.quota.resource.name;
+    if registry::resource(resource)?.attached {
+        return Err(Error::Attached { resource: resource.to_string() });
+    }
+    Ok(())
+}
+
 /// Takes units of a key, or looks if the amount is 0.
 fn take(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
     let mode = mode_of(key);
@@ -142,8 +168,7 @@ fn take(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
     }
     check_writable(key)?;
     let (verdict, used) = mode.take(key, amount)?;
-    // The call may have waited for others: a tenant that was suspended meanwhile takes nothing.
-    context::required()?;
+    check_still_writable(key)?;
     if verdict.reason == Reason::Shadow {
         pgrx::log!(
             "quota of \"{}\" would have denied {amount} units of tenant {}",
@@ -251,7 +276,9 @@ sql_function!(
     tenant_quota_release,
     pg_finfo_tenant_quota_release,
     |fcinfo| {
-        let mut key = key_of_session(argument(fcinfo, 0))?;
+        let resource: Option<&str> = argument(fcinfo, 0);
+        let resource = resource.ok_or(Error::Null("the resource"))?;
+        let mut key = Key::to_give(context::required()?, resource)?;
         let amount = checked_amount(argument(fcinfo, 1))?;
         if key.quota.resource.kind != Kind::Gauge {
             return Err(Error::NotAGauge { resource: key.quota.resource.name.to_string() });
@@ -261,7 +288,9 @@ sql_function!(
             mode.used(&key)?
         } else {
             check_writable(&key)?;
-            mode.give(&mut key, amount)?
+            let used = mode.give(&mut key, amount)?;
+            check_still_writable(&key)?;
+            used
         };
         let mut verdict = key.decide(used, 0);
         verdict.granted = amount;

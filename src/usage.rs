@@ -195,7 +195,12 @@ fn orphans(findings: &mut Vec<Finding>) -> Result<()> {
 
 /// Gauges that differ from the rows that they follow, in the snapshot of the calling statement.
 fn drift(resource: &str, findings: &mut Vec<Finding>) -> Result<()> {
-    let mut rows = gauge::rows_behind(resource, Snapshot::Active)?;
+    let gauge::Behind { tenants: mut rows, strangers } = gauge::rows_behind(resource, Snapshot::Active)?;
+    for (name, count) in strangers {
+        let tenant = name.tenant()?.map(|id| Uuid::from_bytes(*id.as_bytes()));
+        let finding = "rows of a tenant that is not registered";
+        findings.push((tenant, Some(resource.into()), finding, Some(0), Some(count)));
+    }
     for (tenant, used) in gauge::recorded(resource, Snapshot::Active)? {
         let expected = rows.remove(&tenant).unwrap_or(0);
         if expected != used {

@@ -119,6 +119,9 @@ unsafe extern "C-unwind" fn first_call(
                 },
             };
         }
+        if marker::writes_unfenced(context, tenant.id) {
+            or_raise(super::fence::enter(&tenant));
+        }
         let marker = marker::put(context, tenant.id, tenant.key);
         (*flinfo).fn_extra = marker.cast();
         datum_of(marker, form).unwrap_or_else(|| without_key(fcinfo, wanted, marker))

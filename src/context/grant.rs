@@ -87,16 +87,18 @@ fn grant_operator(role: Option<pg_sys::Oid>) {
 
 #[pg_extern(sql = false)]
 fn revoke_operator(role: Option<pg_sys::Oid>) {
+    // By oid as well: a role that was renamed has its grant under the old name.
     static DELETE: CachedPlan = CachedPlan::new(
-        c"DELETE FROM tenant_rls.operators AS o WHERE o.role_name OPERATOR(pg_catalog.=) $1",
-        &[pg_sys::TEXTOID],
+        c"DELETE FROM tenant_rls.operators AS o \
+          WHERE o.role_name OPERATOR(pg_catalog.=) $1 OR o.role_oid OPERATOR(pg_catalog.=) $2",
+        &[pg_sys::TEXTOID, pg_sys::OIDOID],
     );
     let run = || {
         let name = existing(role)?;
-        as_owner(|| DELETE.execute(&[name.as_str().into_datum()]))?;
+        as_owner(|| DELETE.execute(&[name.as_str().into_datum(), role.into_datum()]))?;
         take(&name, OPERATOR_FUNCTIONS, OPERATOR_VIEWS)?;
         // What both kinds of grant give stays if the role has the other kind.
-        if has_grants(&name)? { give(&name, APPLICATION_FUNCTIONS, APPLICATION_VIEWS) } else { Ok(()) }
+        if has_grants(role)? { give(&name, APPLICATION_FUNCTIONS, APPLICATION_VIEWS) } else { Ok(()) }
     };
     or_raise(run());
 }
@@ -117,17 +119,18 @@ fn grant(role: Option<pg_sys::Oid>, tenant: Option<Uuid>, ticket_required: bool)
 
 fn revoke(role: Option<pg_sys::Oid>, tenant: Option<Uuid>) -> Result<()> {
     static DELETE: CachedPlan = CachedPlan::new(
-        c"DELETE FROM tenant_rls.grants AS g WHERE g.role_name OPERATOR(pg_catalog.=) $1 \
+        c"DELETE FROM tenant_rls.grants AS g \
+          WHERE (g.role_name OPERATOR(pg_catalog.=) $1 OR g.role_oid OPERATOR(pg_catalog.=) $3) \
           AND (g.tenant_id OPERATOR(pg_catalog.=) $2 OR (g.tenant_id IS NULL AND $2 IS NULL))",
-        &[pg_sys::TEXTOID, pg_sys::UUIDOID],
+        &[pg_sys::TEXTOID, pg_sys::UUIDOID, pg_sys::OIDOID],
     );
     let name = existing(role)?;
-    as_owner(|| DELETE.execute(&[name.as_str().into_datum(), tenant.into_datum()]))?;
-    if has_grants(&name)? {
+    as_owner(|| DELETE.execute(&[name.as_str().into_datum(), tenant.into_datum(), role.into_datum()]))?;
+    if has_grants(role)? {
         return Ok(());
     }
     take(&name, APPLICATION_FUNCTIONS, APPLICATION_VIEWS)?;
-    if is_operator(&name)? { give(&name, OPERATOR_FUNCTIONS, OPERATOR_VIEWS) } else { Ok(()) }
+    if is_operator(role)? { give(&name, OPERATOR_FUNCTIONS, OPERATOR_VIEWS) } else { Ok(()) }
 }
 
 /// The name of a role that exists. NULL must not come to mean everybody.
@@ -146,20 +149,20 @@ fn existing(role: Option<pg_sys::Oid>) -> Result<String> {
     Ok(registry::role_name(role))
 }
 
-fn has_grants(name: &str) -> Result<bool> {
+fn has_grants(role: Option<pg_sys::Oid>) -> Result<bool> {
     static SELECT: CachedPlan = CachedPlan::new(
-        c"SELECT true FROM tenant_rls.grants AS g WHERE g.role_name OPERATOR(pg_catalog.=) $1 LIMIT 1",
-        &[pg_sys::TEXTOID],
+        c"SELECT true FROM tenant_rls.grants AS g WHERE g.role_oid OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        &[pg_sys::OIDOID],
     );
-    as_owner(|| SELECT.execute(&[name.into_datum()]) > 0)
+    as_owner(|| SELECT.execute(&[role.into_datum()]) > 0)
 }
 
-fn is_operator(name: &str) -> Result<bool> {
+fn is_operator(role: Option<pg_sys::Oid>) -> Result<bool> {
     static SELECT: CachedPlan = CachedPlan::new(
-        c"SELECT true FROM tenant_rls.operators AS o WHERE o.role_name OPERATOR(pg_catalog.=) $1",
-        &[pg_sys::TEXTOID],
+        c"SELECT true FROM tenant_rls.operators AS o WHERE o.role_oid OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::OIDOID],
     );
-    as_owner(|| SELECT.execute(&[name.into_datum()]) > 0)
+    as_owner(|| SELECT.execute(&[role.into_datum()]) > 0)
 }
 
 fn give(role: &str, functions: &[&str], views: &[&str]) -> Result<()> {

@@ -5,6 +5,9 @@
 //! context goes: at the end of the query, on error, with the cursor. While one is live, the check hook
 //! refuses another tenant; for the ways that no hook can refuse (rollback, function exit, RESET ALL) the
 //! marker knows the generation it was made at, and the next use raises.
+//!
+//! A statement that writes has a marker from its start, which forbids nothing until the statement asks: a
+//! trigger before it may still choose the tenant, whose fence is then asked.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -22,6 +25,10 @@ pub struct Marker {
     context: pg_sys::MemoryContext,
     previous: *mut Marker,
     next: *mut Marker,
+    /// Whether the query has asked for its tenant.
+    asked: bool,
+    /// Whether it writes, and the fence was asked for `id`.
+    writes: bool,
     /// The generation of the setting at which the query first asked.
     pub generation: u64,
     /// The tenant's uuid, as a datum points to it.
@@ -32,13 +39,19 @@ pub struct Marker {
 
 static FIRST: Backend<Cell<*mut Marker>> = Backend::new(Cell::new(std::ptr::null_mut()));
 
+/// Whether a statement is open that a marker belongs to.
+#[inline]
+pub fn any() -> bool {
+    !FIRST.get().is_null()
+}
+
 /// Whether an open statement has used another tenant than `new`.
 pub fn blocks(new: Option<TenantId>) -> bool {
     let mut marker = FIRST.get();
     while !marker.is_null() {
         // SAFETY: a marker in the list is live: its context unlinks it before it goes.
         unsafe {
-            if new.is_none_or(|id| *id.as_bytes() != (*marker).id) {
+            if (*marker).asked && new.is_none_or(|id| *id.as_bytes() != (*marker).id) {
                 return true;
             }
             marker = (*marker).next;
@@ -49,6 +62,17 @@ pub fn blocks(new: Option<TenantId>) -> bool {
 
 /// The marker of the query that owns `context`, if it has asked before.
 pub fn find(context: pg_sys::MemoryContext) -> Option<*mut Marker> {
+    // SAFETY: what `of` answers is live.
+    of(context).filter(|marker| unsafe { (**marker).asked })
+}
+
+/// Whether the query that owns `context` writes, and has not asked the fence of this tenant.
+pub fn writes_unfenced(context: pg_sys::MemoryContext, id: TenantId) -> bool {
+    // SAFETY: what `of` answers is live.
+    of(context).is_some_and(|marker| unsafe { (*marker).writes && (*marker).id != *id.as_bytes() })
+}
+
+fn of(context: pg_sys::MemoryContext) -> Option<*mut Marker> {
     let mut marker = FIRST.get();
     while !marker.is_null() {
         // SAFETY: as in `blocks`.
@@ -62,12 +86,46 @@ pub fn find(context: pg_sys::MemoryContext) -> Option<*mut Marker> {
     None
 }
 
-/// Puts a marker into `context`.
+/// Marks a query that has asked for its tenant.
 ///
 /// # Safety
 ///
 /// `context` is the memory context of a running query.
 pub unsafe fn put(context: pg_sys::MemoryContext, id: TenantId, key: Option<i64>) -> *mut Marker {
+    // SAFETY: what `of` and `link` answer is live.
+    unsafe {
+        let marker = of(context).unwrap_or_else(|| link(context));
+        (*marker).asked = true;
+        (*marker).generation = setting::generation();
+        (*marker).id = *id.as_bytes();
+        (*marker).key = key;
+        marker
+    }
+}
+
+/// Marks a query that is going to write, and for whom the fence was asked.
+///
+/// # Safety
+///
+/// As for [`put`].
+pub unsafe fn put_writer(context: pg_sys::MemoryContext, id: TenantId) {
+    // SAFETY: what `link` answers is live.
+    unsafe {
+        let marker = link(context);
+        (*marker).writes = true;
+        (*marker).id = *id.as_bytes();
+    }
+}
+
+/// An empty marker in `context`.
+unsafe fn link(context: pg_sys::MemoryContext) -> *mut Marker {
+    // Raises nothing: the guard of pgrx's declaration would cost more than the call.
+    unsafe extern "C-unwind" {
+        fn MemoryContextRegisterResetCallback(
+            context: pg_sys::MemoryContext,
+            callback: *mut pg_sys::MemoryContextCallback,
+        );
+    }
     // SAFETY: the marker is written whole before it is linked, and unlinked by the callback before the
     // context frees it.
     unsafe {
@@ -82,15 +140,17 @@ pub unsafe fn put(context: pg_sys::MemoryContext, id: TenantId, key: Option<i64>
             context,
             previous: std::ptr::null_mut(),
             next,
-            generation: setting::generation(),
-            id: *id.as_bytes(),
-            key,
+            asked: false,
+            writes: false,
+            generation: 0,
+            id: [0; 16],
+            key: None,
         });
         if !next.is_null() {
             (*next).previous = marker;
         }
         FIRST.set(marker);
-        pg_sys::MemoryContextRegisterResetCallback(context, &mut (*marker).callback);
+        MemoryContextRegisterResetCallback(context, &mut (*marker).callback);
         marker
     }
 }

@@ -71,7 +71,9 @@ pub fn attempt_failed() {
 /// that fails is dropped with a WARNING.
 pub fn init() {
     LOADING.set(true);
-    let flags = pg_sys::GUC_REPORT | pg_sys::GUC_DISALLOW_IN_FILE | pg_sys::GUC_NOT_WHILE_SEC_REST;
+    // Not GUC_NOT_WHILE_SEC_REST, which would refuse SECURITY DEFINER functions too, and before the check hook
+    // hears of the attempt.
+    let flags = pg_sys::GUC_REPORT | pg_sys::GUC_DISALLOW_IN_FILE;
     // SAFETY: the strings are static, the storage lives as long as the library, which is never unloaded,
     // and the hooks have the server's signatures.
     unsafe {
@@ -178,6 +180,13 @@ fn validate(text: &CStr, source: pg_sys::GucSource::Type) -> Result<Value> {
     }
     if !in_transaction {
         return Err(Error::NoTransaction);
+    }
+    // SAFETY: reads the state of the backend.
+    if unsafe { pg_sys::InSecurityRestrictedOperation() } {
+        return Err(Error::NotPermitted {
+            what: "cannot set parameter \"app.current_tenant\" within security-restricted operation".into(),
+            hint: "",
+        });
     }
     // In a database without the extension the text means nothing.
     if !registry::installed() {

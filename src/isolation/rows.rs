@@ -37,9 +37,15 @@ impl Name {
         }
     }
 
-    /// The tenant, or an error for a key that no tenant has.
+    /// The tenant, if it is registered.
+    pub fn registered(self) -> Result<Option<TenantId>> {
+        let tenant = self.tenant()?.map(registry::tenant).transpose()?.flatten();
+        Ok(tenant.map(|tenant| tenant.id))
+    }
+
+    /// The tenant, or an error for one that is not registered.
     pub fn known_tenant(self) -> Result<TenantId> {
-        self.tenant()?.ok_or(match self {
+        self.registered()?.ok_or(match self {
             Name::Id(id) => Error::UnknownTenant(id),
             Name::Key(key) => Error::UnknownKey(key),
         })

@@ -7,53 +7,104 @@ use std::ffi::c_int;
 
 use pgrx::pg_sys;
 
-use crate::context::{self, fence};
+use crate::context::{self, fence, marker, setting};
 use crate::error::{Error, or_raise};
 use crate::gucs::{self, MissingTenant};
 use crate::registry;
+use crate::tenant::TenantId;
 
-/// Raises what a statement that is about to start would have to raise for the lack of a tenant.
+/// Whether the statement names a protected table, or nobody knows yet. Raises nothing.
+///
+/// # Safety
+///
+/// `plan` is that of a query.
+pub unsafe fn may_concern(plan: *mut pg_sys::PlannedStmt) -> bool {
+    // SAFETY: the range table is a list of RangeTblEntry.
+    unsafe {
+        (0..list_length((*plan).rtable)).any(|at| {
+            let entry = entry(plan, at);
+            (*entry).rtekind == pg_sys::RTEKind::RTE_RELATION
+                && registry::known_protected((*entry).relid) != Some(false)
+        })
+    }
+}
+
+/// Raises what a statement that is about to start would have to raise for the lack of a tenant. Answers with
+/// the tenant if it writes.
 ///
 /// # Safety
 ///
 /// `query` is what the server hands to an ExecutorStart hook.
-pub unsafe fn check(query: *mut pg_sys::QueryDesc, flags: i32) {
+pub unsafe fn check(query: *mut pg_sys::QueryDesc, flags: i32) -> Option<TenantId> {
     // SAFETY: the plan and its lists live as long as the query.
     unsafe {
         // A parallel worker runs part of a statement that its leader has checked.
-        if pg_sys::ParallelWorkerNumber >= 0 || flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int != 0 {
-            return;
+        if pg_sys::ParallelWorkerNumber >= 0 {
+            return None;
         }
         let plan = (*query).plannedstmt;
-        if !reads_protected(plan) {
-            return;
-        }
+        let roles = registry::roles_generation();
         registry::accept_invalidations();
+        let reads = reads_protected(plan, roles != registry::roles_generation());
+        if !reads || flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int != 0 {
+            return None;
+        }
         let tenant = match context::held() {
             Ok(Some(tenant)) => tenant,
-            Ok(None) if gucs::missing_tenant() == MissingTenant::Empty => return,
+            Ok(None) if gucs::missing_tenant() == MissingTenant::Empty => return None,
             Ok(None) => Error::NoTenant.raise(),
             Err(error) => error.raise(),
         };
-        if writes_protected(plan) {
-            or_raise(fence::enter(&tenant));
+        if !writes_protected(plan) {
+            return None;
+        }
+        or_raise(fence::enter(&tenant));
+        Some(tenant.id)
+    }
+}
+
+/// Raises if the tenant has changed, in a way that could not be refused, since the statement last ran. A plan
+/// that evaluates its policies once, for an index, would not notice.
+///
+/// # Safety
+///
+/// `query` is what the server hands to an ExecutorRun hook.
+pub unsafe fn check_again(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: a query that has been started has a state, and its marker is live.
+    unsafe {
+        let marker = marker::find((*(*query).estate).es_query_cxt);
+        if marker.is_some_and(|marker| (*marker).generation != setting::generation()) {
+            Error::ChangedInStatement.raise();
         }
     }
 }
 
-/// Whether the policies of a protected table hold for the role that the statement reads it as.
-unsafe fn reads_protected(plan: *mut pg_sys::PlannedStmt) -> bool {
+/// Whether the policies of a protected table hold for the role that the statement reads it as. With
+/// `roles_changed` since the plan was chosen, one that may lack the policies that hold now is refused.
+unsafe fn reads_protected(plan: *mut pg_sys::PlannedStmt, roles_changed: bool) -> bool {
+    let mut reads = false;
     // SAFETY: the range table is a list of RangeTblEntry.
     unsafe {
-        let length = list_length((*plan).rtable);
-        (0..length).any(|at| {
+        for at in 0..list_length((*plan).rtable) {
             let entry = entry(plan, at);
-            (*entry).rtekind == pg_sys::RTEKind::RTE_RELATION
-                && registry::is_protected((*entry).relid)
-                && pg_sys::check_enable_rls((*entry).relid, reader(plan, entry), true)
-                    == pg_sys::CheckEnableRlsResult::RLS_ENABLED as c_int
-        })
+            if (*entry).rtekind != pg_sys::RTEKind::RTE_RELATION || !registry::is_protected((*entry).relid) {
+                continue;
+            }
+            let role = match reader(plan, entry) {
+                pg_sys::InvalidOid => registry::current_role(),
+                role => role,
+            };
+            let holds = pg_sys::check_enable_rls((*entry).relid, role, true)
+                == pg_sys::CheckEnableRlsResult::RLS_ENABLED as c_int;
+            if !holds {
+                registry::catalog::remember_bypass(role);
+            } else if roles_changed && registry::catalog::has_bypassed(role) {
+                Error::RightsChanged { role: registry::role_name(role) }.raise();
+            }
+            reads |= holds;
+        }
     }
+    reads
 }
 
 /// Whether the statement changes or locks rows of a protected table.
@@ -61,10 +112,10 @@ unsafe fn writes_protected(plan: *mut pg_sys::PlannedStmt) -> bool {
     // SAFETY: resultRelations is a list of positions in the range table (from 1), rowMarks of PlanRowMark.
     unsafe {
         let targets = (0..list_length((*plan).resultRelations))
-            .any(|at| is_protected_at(plan, pg_sys::list_nth_int((*plan).resultRelations, at as c_int)));
+            .any(|at| is_protected_at(plan, cell((*plan).resultRelations, at).int_value));
         targets
             || (0..list_length((*plan).rowMarks)).any(|at| {
-                let mark = pg_sys::list_nth((*plan).rowMarks, at as c_int).cast::<pg_sys::PlanRowMark>();
+                let mark = cell((*plan).rowMarks, at).ptr_value.cast::<pg_sys::PlanRowMark>();
                 (*mark).markType <= pg_sys::RowMarkType::ROW_MARK_KEYSHARE
                     && is_protected_at(plan, (*mark).rti as c_int)
             })
@@ -77,8 +128,14 @@ unsafe fn is_protected_at(plan: *mut pg_sys::PlannedStmt, position: c_int) -> bo
 }
 
 unsafe fn entry(plan: *mut pg_sys::PlannedStmt, at: usize) -> *mut pg_sys::RangeTblEntry {
-    // SAFETY: the caller stays within the list.
-    unsafe { pg_sys::list_nth((*plan).rtable, at as c_int).cast() }
+    // SAFETY: the caller stays within the list, which holds pointers.
+    unsafe { cell((*plan).rtable, at).ptr_value.cast() }
+}
+
+/// An element of a list. The server's own function is guarded in pgrx, which every statement would pay for.
+unsafe fn cell(list: *mut pg_sys::List, at: usize) -> pg_sys::ListCell {
+    // SAFETY: the caller stays within the list, whose elements are an array.
+    unsafe { *(*list).elements.add(at) }
 }
 
 unsafe fn list_length(list: *mut pg_sys::List) -> usize {
@@ -105,7 +162,7 @@ unsafe fn reader(plan: *mut pg_sys::PlannedStmt, entry: *mut pg_sys::RangeTblEnt
             return pg_sys::InvalidOid;
         }
         let info =
-            pg_sys::list_nth((*plan).permInfos, position as c_int - 1).cast::<pg_sys::RTEPermissionInfo>();
+            cell((*plan).permInfos, position as usize - 1).ptr_value.cast::<pg_sys::RTEPermissionInfo>();
         (*info).checkAsUser
     }
 }

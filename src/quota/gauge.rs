@@ -72,11 +72,7 @@ fn owned_root(target: Option<pg_sys::Oid>) -> Result<Protected> {
     let protected =
         table::protected(target)?.ok_or(Error::NotProtected { relation: table.display.clone() })?;
     if protected.root != target {
-        return Err(Error::WrongKind {
-            relation: table.display,
-            why: "is a partition or child of a protected table".into(),
-            hint: "Name the root of the tree.",
-        });
+        return Err(Error::NotTheRoot { relation: table.display });
     }
     Ok(protected)
 }
@@ -88,6 +84,8 @@ fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
         check_operator()?;
         let resource = checked_gauge(resource)?;
         table::lock_tree(root.relation, pg_sys::ShareRowExclusiveLock);
+        // Calls by hand that are at work must end before the rows are what counts, and later ones must see it.
+        registry::units::lock_usage()?;
         if attached_roots(&resource)?.contains(&root.relation) {
             return Err(Error::Exists {
                 what: "attachment",
@@ -98,7 +96,11 @@ fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
         for member in table::tree(root.relation) {
             follow(member, root.relation, &resource)?;
         }
-        count_again(&resource).map(drop)
+        let behind = lock_and_count(&resource)?;
+        for name in behind.strangers.keys() {
+            name.known_tenant()?;
+        }
+        settle(&resource, behind).map(drop)
     };
     or_raise(attach());
 }
@@ -176,6 +178,22 @@ fn unfollow(member: pg_sys::Oid, resource: &str) -> Result<()> {
     Ok(())
 }
 
+/// How a table that a gauge follows names its tenants: as its root does, if it has joined the tree since that was
+/// protected.
+fn followed(relation: pg_sys::Oid) -> Result<Option<Protected>> {
+    static ROOT: CachedPlan = CachedPlan::new(
+        c"SELECT a.root::pg_catalog.oid FROM tenant_rls.attachments AS a \
+          WHERE a.relation OPERATOR(pg_catalog.=) $1 LIMIT 1",
+        &[pg_sys::REGCLASSOID],
+    );
+    if let Some(protected) = table::protected(relation)? {
+        return Ok(Some(protected));
+    }
+    let root = as_owner(|| ROOT.first(&[relation.into_datum()], |row| row.get::<pg_sys::Oid>(1)))?.flatten();
+    let protected = root.map(table::protected).transpose()?.flatten();
+    Ok(protected.map(|root| Protected { relation, ..root }))
+}
+
 /// The gauges that the rows of a table count for.
 fn resources_of(relation: pg_sys::Oid) -> Result<Vec<String>> {
     static SELECT: CachedPlan = CachedPlan::new(
@@ -213,35 +231,67 @@ fn members_of(root: pg_sys::Oid, resource: &str) -> Result<Vec<pg_sys::Oid>> {
     Ok(members)
 }
 
+/// Rows that came and went, by tenant. A row that names nobody must not come, and may go.
 fn by_tenant(counts: impl IntoIterator<Item = (Name, i64)>) -> Result<BTreeMap<TenantId, i64>> {
     let mut sums = BTreeMap::new();
     for (name, count) in counts {
-        *sums.entry(name.known_tenant()?).or_insert(0) += count;
+        let tenant = match name.known_tenant() {
+            Err(Error::UnknownTenant(_) | Error::UnknownKey(_)) if count <= 0 => continue,
+            tenant => tenant?,
+        };
+        *sums.entry(tenant).or_insert(0) += count;
     }
     Ok(sums)
 }
 
-/// Rows behind a gauge, by tenant.
-pub fn rows_behind(resource: &str, snapshot: Snapshot) -> Result<BTreeMap<TenantId, i64>> {
-    let mut sums = BTreeMap::new();
+/// The rows behind a gauge.
+#[derive(Default)]
+pub struct Behind {
+    /// Rows of tenants.
+    pub tenants: BTreeMap<TenantId, i64>,
+    /// Rows that name nobody who is registered: they count for no gauge.
+    pub strangers: BTreeMap<Name, i64>,
+}
+
+/// Rows behind a gauge.
+pub fn rows_behind(resource: &str, snapshot: Snapshot) -> Result<Behind> {
+    let mut behind = Behind::default();
     for root in attached_roots(resource)? {
-        if let Some(protected) = table::protected(root)? {
-            let counts = rows::count(&table::find(root)?, &protected, Scope::Tree, snapshot)?;
-            for (tenant, count) in by_tenant(counts)? {
-                *sums.entry(tenant).or_insert(0) += count;
-            }
+        let Some(protected) = table::protected(root)? else { continue };
+        for (name, count) in rows::count(&table::find(root)?, &protected, Scope::Tree, snapshot)? {
+            let sum = match name.registered()? {
+                Some(tenant) => behind.tenants.entry(tenant).or_insert(0),
+                None => behind.strangers.entry(name).or_insert(0),
+            };
+            *sum += count;
         }
     }
-    Ok(sums)
+    Ok(behind)
 }
 
-/// Counts the rows behind a gauge, with their tables locked against writers, and writes what differs.
-/// Returns how many values were wrong.
-fn count_again(resource: &str) -> Result<i64> {
+/// Counts the rows behind a gauge, with their tables locked against writers until the end of the transaction.
+fn lock_and_count(resource: &str) -> Result<Behind> {
+    // Who attaches another table to the same gauge meanwhile waits here, and then counts this one too.
+    static LOCK: CachedPlan = CachedPlan::new(
+        c"SELECT true FROM tenant_rls.resources AS r WHERE r.resource OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+        &[pg_sys::TEXTOID],
+    );
+    as_owner(|| LOCK.execute(&[resource.into_datum()]))?;
     for root in attached_roots(resource)? {
         table::lock_tree(root, pg_sys::ShareRowExclusiveLock);
     }
-    let mut counted = rows_behind(resource, Snapshot::Latest)?;
+    registry::accept_invalidations();
+    rows_behind(resource, Snapshot::Latest)
+}
+
+/// Counts the rows behind a gauge and writes what differs. Returns how many values were wrong.
+fn count_again(resource: &str) -> Result<i64> {
+    settle(resource, lock_and_count(resource)?)
+}
+
+/// Writes what differs from the rows that were counted. Returns how many values were wrong.
+fn settle(resource: &str, behind: Behind) -> Result<i64> {
+    let mut counted = behind.tenants;
     let mut wrong = 0;
     for (tenant, used) in recorded(resource, Snapshot::Latest)? {
         let rows = counted.remove(&tenant).unwrap_or(0);
@@ -314,12 +364,12 @@ fn move_gauge(tenant: TenantId, resource: &str, delta: i64) -> Result<()> {
     }
     let tenant = registry::tenant(tenant)?.ok_or(Error::UnknownTenant(tenant))?;
     fence::enter(&tenant)?;
-    let mut key = Key::of(tenant, resource)?;
-    let mode = mode_of(&key);
     if delta < 0 {
-        return mode.give(&mut key, -delta).map(drop);
+        let mut key = Key::to_give(tenant, resource)?;
+        return mode_of(&key).give(&mut key, -delta).map(drop);
     }
-    let (verdict, used) = mode.take(&mut key, delta)?;
+    let mut key = Key::of(tenant, resource)?;
+    let (verdict, used) = mode_of(&key).take(&mut key, delta)?;
     if verdict.allowed { Ok(()) } else { Err(exhausted(&key, &verdict, used, delta)) }
 }
 
@@ -352,8 +402,8 @@ pub extern "C" fn pg_finfo_gauge_changed() -> *const pg_sys::Pg_finfo_record {
 
 /// Rows that came and went, by tenant.
 unsafe fn changes(data: *mut pg_sys::TriggerData, relation: pg_sys::Oid) -> Result<BTreeMap<TenantId, i64>> {
-    static PLANS: KeptPlans<(pg_sys::Oid, u32)> = KeptPlans::new();
-    let Some(protected) = table::protected(relation)? else { return Ok(BTreeMap::new()) };
+    static PLANS: KeptPlans<(pg_sys::Oid, u32, String)> = KeptPlans::new();
+    let Some(protected) = followed(relation)? else { return Ok(BTreeMap::new()) };
     // SAFETY: the data is that of the running trigger.
     let event = unsafe { (*data).tg_event } & pg_sys::TRIGGER_EVENT_OPMASK;
     if event == pg_sys::TRIGGER_EVENT_TRUNCATE {
@@ -376,7 +426,8 @@ unsafe fn changes(data: *mut pg_sys::TriggerData, relation: pg_sys::Oid) -> Resu
     // SAFETY: as above.
     unsafe {
         in_trigger(data, || {
-            PLANS.run_in_trigger((relation, event), sql, |row| {
+            // A table may be protected again, by another column.
+            PLANS.run_in_trigger((relation, event, protected.column.clone()), sql, |row| {
                 let name = Name::in_row(row, protected.key);
                 counts.extend(name.zip(row.get::<i64>(2)));
             });

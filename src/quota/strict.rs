@@ -1,29 +1,39 @@
-//! Mode strict: one row per tenant, resource and period, changed by one conditional UPDATE.
+//! Mode strict: one row per tenant, resource and period, changed in place by the one who holds its lock.
 //!
 //! # Lock protocol
 //!
 //! Whoever changes a key holds its lock, of a kind that no SQL command reaches, until the transaction ends.
-//! The lock comes before the row: whoever has it meets no other writer on the row, so an UPDATE that finds no
-//! room has locked nothing, and a denied call gives the key lock back at once. (An UPDATE that has waited for
-//! a row, and then finds no room, keeps the row locked until the end of its transaction.)
+//! The lock comes before the row: its holder meets no other writer, reads what is committed now at every
+//! isolation level, decides, and updates the row without an executor. So no call fails with 40001, a call that
+//! finds no room has locked nothing, and a denied call gives the key lock back at once. (A conditional UPDATE
+//! that has waited for a row, and then finds no room, keeps the row locked until the end of its transaction.)
 //!
 //! A call that finds the lock taken looks at the committed value first: what is already over the limit is
-//! denied without waiting.
+//! denied without waiting. Otherwise it waits for the transaction that is changing the row, not for the lock: the
+//! lock would be handed to the sleeper that waits longest, and nobody could work until the system has woken it.
+//! One waits for that transaction, the others for the *turn*, as for a row that is locked.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
-use super::decision::{Enforcement, Verdict};
+use super::decision::Verdict;
 use super::{Key, Mode};
 use crate::error::{Error, Result};
 use crate::plan::{CachedPlan, as_owner};
 use crate::quota::period;
 use crate::registry;
+use crate::registry::scan::Changed;
 
-/// SQL can take advisory locks of class 1 and 2 only.
-const CLASS: u16 = 7216;
+/// Class of the locks of keys; SQL can take advisory locks of class 1 and 2 only.
+const KEY: u16 = 7216;
+/// Class of the locks that say whose turn to wait it is.
+const TURN: u16 = 7217;
+
+/// How long a waiter gives the holder of the lock to reach the row, in microseconds, and how often.
+const NAP: i64 = 50;
+const MOST_NAPS: u32 = 10;
 
 /// Mode strict.
 pub struct Strict;
@@ -34,20 +44,16 @@ impl Mode for Strict {
     }
 
     fn used(&self, key: &Key) -> Result<i64> {
-        Ok(registry::used(key.tenant.id, &key.quota.resource.name, start(key))?.unwrap_or(0))
+        Ok(registry::units::used(key.tenant.id, &key.quota.resource.name, start(key))?.unwrap_or(0))
     }
 
     fn take(&self, key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
-        let lock = Lock::of(key);
-        if !lock.try_acquire() {
-            let used = self.used(key)?;
+        let lock = Lock::of(key, KEY);
+        if let Some(denied) = acquire(&lock, key, |key, used| {
             let verdict = key.decide(used, amount);
-            if !verdict.allowed {
-                return Ok((verdict, used));
-            }
-            lock.acquire();
-            // The wait may have been long: limit, plan, period and status are looked at again.
-            key.refresh()?;
+            (!verdict.allowed).then_some((verdict, used))
+        })? {
+            return Ok(denied);
         }
         let (verdict, used) = self.take_locked(key, amount)?;
         if verdict.granted == 0 {
@@ -57,87 +63,131 @@ impl Mode for Strict {
     }
 
     fn give(&self, key: &mut Key, amount: i64) -> Result<i64> {
-        let lock = Lock::of(key);
-        if !lock.try_acquire() {
-            lock.acquire();
+        let lock = Lock::of(key, KEY);
+        acquire(&lock, key, |_, _| None::<()>)?;
+        let mut fits = false;
+        let used = change(key, |_, used| {
+            fits = used >= amount;
+            fits.then(|| used - amount)
+        })?;
+        if fits {
+            return Ok(used.unwrap_or_default());
         }
-        match update(key, -amount, i64::MAX)? {
-            Some(used) => Ok(used),
-            None => {
-                let used = self.used(key)?;
-                lock.release();
-                Err(Error::BelowZero { resource: key.quota.resource.name.to_string(), used, amount })
-            }
-        }
+        lock.release();
+        let used = used.unwrap_or_default();
+        Err(Error::BelowZero { resource: key.quota.resource.name.to_string(), used, amount })
     }
 }
 
 impl Strict {
-    fn take_locked(&self, key: &Key, amount: i64) -> Result<(Verdict, i64)> {
-        let ceiling = match (key.limit, key.quota.enforcement) {
-            (Some(limit), Enforcement::Hard) => limit - amount.min(limit),
-            _ => i64::MAX - amount,
-        };
-        let fits =
-            key.limit.is_none_or(|limit| amount <= limit) || key.quota.enforcement != Enforcement::Hard;
-        if fits {
-            if let Some(used) = update(key, amount, ceiling)? {
-                return Ok((key.decide(used - amount, amount), used));
-            }
-            if registry::used(key.tenant.id, &key.quota.resource.name, start(key))?.is_none() {
+    fn take_locked(&self, key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
+        let mut verdict = key.decide(0, amount);
+        let used = change(key, |key, used| {
+            verdict = key.decide(used, amount);
+            verdict.allowed.then(|| used + amount)
+        })?;
+        match used {
+            Some(used) => Ok((verdict, used)),
+            None if verdict.allowed => {
                 insert(key, amount)?;
-                return Ok((key.decide(0, amount), amount));
+                Ok((verdict, amount))
+            }
+            None => Ok((verdict, 0)),
+        }
+    }
+}
+
+/// Takes the lock of the key, unless `settled` has an answer from the units that are committed.
+fn acquire<T>(lock: &Lock, key: &mut Key, settled: impl Fn(&Key, i64) -> Option<T>) -> Result<Option<T>> {
+    if lock.try_acquire() {
+        return Ok(None);
+    }
+    let turn = Lock::of(key, TURN);
+    let mut has_turn = false;
+    let mut naps = 0;
+    let answer = loop {
+        let (used, writer) =
+            registry::units::used_and_writer(key.tenant.id, &key.quota.resource.name, start(key))?;
+        let answer = settled(key, used);
+        if answer.is_some() {
+            break answer;
+        }
+        match writer {
+            _ if !has_turn => {
+                turn.acquire();
+                has_turn = true;
+            }
+            Some(writer) => wait_for(writer),
+            // The holder is between the lock and the row, or has just ended.
+            None if naps < MOST_NAPS => {
+                naps += 1;
+                // SAFETY: sleeps for microseconds.
+                unsafe { pg_sys::pg_usleep(NAP) };
+            }
+            // It holds the lock for something else, as the first units of a period, and may do so for long.
+            None => {
+                lock.acquire();
+                key.refresh()?;
+                break None;
             }
         }
-        let used = self.used(key)?;
-        Ok((key.decide(used, amount), used))
+        // The wait may have been long: limit, plan and period are looked at again.
+        key.refresh()?;
+        if lock.try_acquire() {
+            break None;
+        }
+    };
+    if has_turn {
+        turn.release();
     }
+    Ok(answer)
 }
 
 fn start(key: &Key) -> i64 {
     period::to_postgres(key.window.start)
 }
 
-fn key_datums(key: &Key) -> [Option<pg_sys::Datum>; 3] {
-    [
-        Uuid::from_bytes(*key.tenant.id.as_bytes()).into_datum(),
-        (&*key.quota.resource.name).into_datum(),
-        start(key).into_datum(),
-    ]
+fn wait_for(writer: pg_sys::TransactionId) {
+    let (relation, row) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: waits for the end of a transaction, and can be cancelled.
+    unsafe { pg_sys::XactLockTableWait(writer, relation, row, pg_sys::XLTW_Oper::XLTW_None) };
 }
 
-/// Adds `amount`, which may be negative, if `used` is at most `ceiling` and stays at least 0. The new value,
-/// or `None` if no row was changed.
-fn update(key: &Key, amount: i64, ceiling: i64) -> Result<Option<i64>> {
-    static UPDATE: CachedPlan = CachedPlan::new(
-        c"UPDATE tenant_rls.usage AS u SET used = u.used OPERATOR(pg_catalog.+) $4 \
-          WHERE u.tenant_id OPERATOR(pg_catalog.=) $1 AND u.resource OPERATOR(pg_catalog.=) $2 \
-          AND u.period_start OPERATOR(pg_catalog.=) $3 AND u.used OPERATOR(pg_catalog.<=) $5 \
-          AND u.used OPERATOR(pg_catalog.>=) $6 RETURNING u.used",
+/// Changes the units that are committed now. `None` before the first of the period.
+fn change(key: &mut Key, mut change: impl FnMut(&Key, i64) -> Option<i64>) -> Result<Option<i64>> {
+    loop {
+        let resource = key.quota.resource.name.clone();
+        match registry::units::change_used(key.tenant.id, &resource, start(key), |used| change(key, used))? {
+            Changed::Done(used) => return Ok(used),
+            // Only SQL by hand on our table gets here: it does not know the lock of the key.
+            Changed::Busy(writer) => {
+                wait_for(writer);
+                key.refresh()?;
+            }
+        }
+    }
+}
+
+/// The first units of a period.
+fn insert(key: &Key, amount: i64) -> Result<()> {
+    static INSERT: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.usage (tenant_id, resource, period_start, resets_at, used) VALUES ($1, $2, $3, $4, $5)",
         &[
             pg_sys::UUIDOID,
             pg_sys::TEXTOID,
             pg_sys::TIMESTAMPTZOID,
-            pg_sys::INT8OID,
-            pg_sys::INT8OID,
+            pg_sys::TIMESTAMPTZOID,
             pg_sys::INT8OID,
         ],
     );
-    let floor = if amount < 0 { -amount } else { 0 };
-    let [tenant, resource, period_start] = key_datums(key);
-    let arguments =
-        [tenant, resource, period_start, amount.into_datum(), ceiling.into_datum(), floor.into_datum()];
-    as_owner(|| UPDATE.first(&arguments, |row| row.get::<i64>(1).unwrap_or_default()))
-}
-
-fn insert(key: &Key, amount: i64) -> Result<()> {
-    static INSERT: CachedPlan = CachedPlan::new(
-        c"INSERT INTO tenant_rls.usage (tenant_id, resource, period_start, resets_at, used) VALUES ($1, $2, $3, $4, $5)",
-        &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::TIMESTAMPTZOID, pg_sys::TIMESTAMPTZOID, pg_sys::INT8OID],
-    );
-    let [tenant, resource, period_start] = key_datums(key);
-    let resets_at = period::to_postgres(key.window.end).into_datum();
-    as_owner(|| INSERT.execute(&[tenant, resource, period_start, resets_at, amount.into_datum()]))?;
+    let arguments = [
+        Uuid::from_bytes(*key.tenant.id.as_bytes()).into_datum(),
+        (&*key.quota.resource.name).into_datum(),
+        start(key).into_datum(),
+        period::to_postgres(key.window.end).into_datum(),
+        amount.into_datum(),
+    ];
+    as_owner(|| INSERT.execute(&arguments))?;
     Ok(())
 }
 
@@ -145,7 +195,7 @@ fn insert(key: &Key, amount: i64) -> Result<()> {
 struct Lock(pg_sys::LOCKTAG);
 
 impl Lock {
-    fn of(key: &Key) -> Lock {
+    fn of(key: &Key, class: u16) -> Lock {
         // Two keys of the same hash wait for each other, which is slower and as right.
         let mut hasher = DefaultHasher::new();
         key.tenant.id.hash(&mut hasher);
@@ -156,7 +206,7 @@ impl Lock {
             locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
             locktag_field2: (hash >> 32) as u32,
             locktag_field3: hash as u32,
-            locktag_field4: CLASS,
+            locktag_field4: class,
             locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
             locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         })

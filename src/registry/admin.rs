@@ -116,11 +116,9 @@ fn tenant_create(
             return Ok(id);
         }
         match locked_status(id) {
-            Ok(Status::Deleted) => Err(Error::WrongStatus {
-                tenant: id,
-                status: "deleted",
-                hint: "Purge it before its id is used again, or choose another id.",
-            }),
+            Ok(Status::Deleted) => {
+                Err(Error::WrongStatus { tenant: id, status: "deleted", hint: "Choose another id." })
+            }
             Ok(_) => Err(Error::Exists { what: "tenant", name: id.to_string(), hint: "" }),
             Err(_) => Err(Error::Exists {
                 what: "tenant key",

@@ -116,6 +116,23 @@ impl Row {
         }
     }
 
+    /// The transaction that has replaced this row by a newer version and is still at work, if there is one.
+    pub fn writer(&self) -> Option<pg_sys::TransactionId> {
+        // SAFETY: the header of a tuple of the open scan; our rows are updated, and locked by nothing but updates.
+        unsafe {
+            let header = (*self.tuple).t_data;
+            let mask = u32::from((*header).t_infomask);
+            if mask & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_IS_MULTI | pg_sys::HEAP_XMAX_LOCK_ONLY)
+                != 0
+            {
+                return None;
+            }
+            let xmax = (*header).t_choice.t_heap.t_xmax;
+            (!pg_sys::TransactionIdIsCurrentTransactionId(xmax) && pg_sys::TransactionIdIsInProgress(xmax))
+                .then_some(xmax)
+        }
+    }
+
     /// A `uuid` column.
     pub fn tenant(&self, column: i16) -> Option<TenantId> {
         self.get::<pgrx::Uuid>(column).map(|uuid| TenantId::from_bytes(*uuid.as_bytes()))
@@ -131,10 +148,77 @@ impl Row {
 ///
 /// Rows come in no promised order. `each` copies what it keeps.
 pub fn scan(table: pg_sys::Oid, index: pg_sys::Oid, keys: &[Key], mut each: impl FnMut(&Row)) {
+    walk(table, pg_sys::AccessShareLock, index, keys, |_, row| each(row));
+}
+
+/// What became of a row that [`change`] was asked to change.
+pub enum Changed {
+    /// What the column holds now; `None` without such a row.
+    Done(Option<i64>),
+    /// Somebody else is changing the row by SQL, and nothing was done.
+    Busy(pg_sys::TransactionId),
+}
+
+/// As [`scan`] for one row, and replaces a `bigint` column of it by what `change` makes of it; `None` leaves the
+/// row.
+///
+/// Nothing here waits for another writer of the row, and no trigger or check runs: the caller holds a lock that
+/// keeps other calls away, and vouches for the value. The transaction must be one that may write.
+pub fn change(
+    table: pg_sys::Oid,
+    index: pg_sys::Oid,
+    keys: &[Key],
+    column: i16,
+    mut change: impl FnMut(i64) -> Option<i64>,
+) -> Changed {
+    let mut now = None;
+    let mut busy = None;
+    let mut changed = false;
+    walk(table, pg_sys::RowExclusiveLock, index, keys, |relation, row| {
+        busy = row.writer();
+        if busy.is_some() {
+            return;
+        }
+        let before = row.get::<i64>(column).unwrap_or_default();
+        let after = change(before);
+        now = Some(after.unwrap_or(before));
+        if let Some(after) = after {
+            let (mut columns, mut values, mut nulls) =
+                ([c_int::from(column)], [pg_sys::Datum::from(after)], [false]);
+            // SAFETY: the row is that of the open scan; the arrays have one element, as said.
+            unsafe {
+                let new = pg_sys::heap_modify_tuple_by_cols(
+                    row.tuple,
+                    row.descriptor,
+                    1,
+                    columns.as_mut_ptr(),
+                    values.as_mut_ptr(),
+                    nulls.as_mut_ptr(),
+                );
+                pg_sys::CatalogTupleUpdate(relation, &mut (*new).t_self, new);
+                pg_sys::heap_freetuple(new);
+            }
+            changed = true;
+        }
+    });
+    if changed {
+        // SAFETY: later reads of this transaction see the change.
+        unsafe { pg_sys::CommandCounterIncrement() };
+    }
+    busy.map_or(Changed::Done(now), Changed::Busy)
+}
+
+fn walk(
+    table: pg_sys::Oid,
+    lock: u32,
+    index: pg_sys::Oid,
+    keys: &[Key],
+    mut each: impl FnMut(pg_sys::Relation, &Row),
+) {
     // SAFETY: the relation stays open and locked until the scan has ended; on an error the transaction's
     // resource owner closes both. The keys live until after systable_endscan, as do the datums they point to.
     unsafe {
-        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let relation = pg_sys::table_open(table, lock as i32);
         let mut scan_keys: [pg_sys::ScanKeyData; 3] = std::mem::zeroed();
         for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
             fill(scan_key, key);
@@ -153,10 +237,12 @@ pub fn scan(table: pg_sys::Oid, index: pg_sys::Oid, keys: &[Key], mut each: impl
             if tuple.is_null() {
                 break;
             }
-            each(&Row { tuple, descriptor });
+            each(relation, &Row { tuple, descriptor });
         }
         pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        // A writer's lock stays until the transaction ends.
+        let unlock = if lock == pg_sys::AccessShareLock { lock } else { pg_sys::NoLock };
+        pg_sys::table_close(relation, unlock as i32);
     }
 }
 
