@@ -1,5 +1,6 @@
 //! A server of its own, for the settings that the shared one cannot have.
 
+use std::cell::Cell;
 use std::net::TcpListener;
 use std::process::Command;
 
@@ -12,25 +13,55 @@ pub struct Cluster {
     programs: String,
     directory: String,
     port: u16,
+    running: Cell<bool>,
 }
 
 impl Cluster {
     /// A running cluster with these lines in its postgresql.conf, of the version of the test server.
     pub fn start(settings: &[&str]) -> Cluster {
-        let programs = Db::without_extension().admin().one("SELECT setting FROM pg_config WHERE name = 'BINDIR'");
+        Cluster::of(&tested_programs(), settings)
+    }
+
+    /// As [`Cluster::start`], of the version whose programs are in that directory.
+    pub fn of(programs: &str, settings: &[&str]) -> Cluster {
         let directory = run("mktemp", &["-d", "/tmp/tenant_rls-cluster.XXXXXX"]).trim().to_string();
-        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a port").port();
-        let cluster = Cluster { programs, directory, port };
+        let port =
+            TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a port").port();
+        let cluster = Cluster { programs: programs.into(), directory, port, running: Cell::new(false) };
         let data = cluster.data();
-        cluster.program("initdb", &["-D", &data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"]);
-        let mut lines = vec!["fsync = off".to_string(), format!("port = {port}"), "unix_socket_directories = ''".into()];
+        cluster.program("initdb", &["-D", &data, "-U", "postgres", "-A", "trust", "-N", "-k", "-E", "UTF8"]);
+        let mut lines =
+            vec!["fsync = off".to_string(), format!("port = {port}"), "unix_socket_directories = ''".into()];
         lines.extend(settings.iter().map(|line| line.to_string()));
         for line in lines {
             let append = "printf '%s\\n' \"$1\" >> \"$2\"";
             run("sh", &["-c", append, "sh", &line, &format!("{data}/postgresql.conf")]);
         }
-        cluster.program("pg_ctl", &["-D", &data, "-s", "-w", "-l", &format!("{}/log", cluster.directory), "start"]);
+        cluster.up();
         cluster
+    }
+
+    /// Starts it again.
+    pub fn up(&self) {
+        let log = format!("{}/log", self.directory);
+        self.program("pg_ctl", &["-D", &self.data(), "-s", "-w", "-l", &log, "start"]);
+        self.running.set(true);
+    }
+
+    /// Stops it cleanly.
+    pub fn down(&self) {
+        self.program("pg_ctl", &["-D", &self.data(), "-s", "-m", "fast", "stop"]);
+        self.running.set(false);
+    }
+
+    /// The directory with its programs.
+    pub fn programs(&self) -> &str {
+        &self.programs
+    }
+
+    /// Its port, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// A connection as a role.
@@ -40,7 +71,8 @@ impl Cluster {
         config.connect(NoTls).expect("the cluster answers")
     }
 
-    fn data(&self) -> String {
+    /// Its data directory.
+    pub fn data(&self) -> String {
         format!("{}/data", self.directory)
     }
 
@@ -51,19 +83,32 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.program("pg_ctl", &["-D", &self.data(), "-s", "-m", "immediate", "stop"]);
+        if self.running.get() {
+            self.program("pg_ctl", &["-D", &self.data(), "-s", "-m", "immediate", "stop"]);
+        }
         run("rm", &["-rf", &self.directory]);
     }
 }
 
-/// The output of a program, run as postgres where root, which may not run a server, asks.
-fn run(program: &str, arguments: &[&str]) -> String {
+/// The directory with the programs of the test server.
+pub fn tested_programs() -> String {
+    Db::without_extension().admin().one("SELECT setting FROM pg_config WHERE name = 'BINDIR'")
+}
+
+/// A program, to be run as postgres where root, which may not run a server, asks.
+pub fn command(program: &str) -> Command {
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
     let mut command = Command::new(if is_root { "runuser" } else { program });
     if is_root {
         command.args(["-u", "postgres", "--", program]);
     }
-    let output = command.args(arguments).current_dir("/").output().expect(program);
+    command.current_dir("/").env("LC_ALL", "C");
+    command
+}
+
+/// The output of a program that must succeed.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = command(program).args(arguments).output().expect(program);
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -130,7 +130,7 @@ impl Db {
         let notices = Notices::default();
         let heard = notices.0.clone();
         let mut config = config(&self.name, role, options);
-        config.notice_callback(move |notice| heard.lock().unwrap().push(notice.code().code().to_string()));
+        config.notice_callback(move |notice| heard.lock().unwrap().push(notice.severity().to_string()));
         let client = config.connect(NoTls).unwrap_or_else(|error| panic!("connect as {role}: {error}"));
         (client, notices)
     }
@@ -167,14 +167,14 @@ fn config(database: &str, role: &str, options: &str) -> postgres::Config {
     config
 }
 
-/// The SQLSTATEs of the notices and warnings that a connection has received.
+/// The severities of the notices and warnings that a connection has received.
 #[derive(Default)]
 pub struct Notices(Arc<Mutex<Vec<String>>>);
 
 impl Notices {
     /// The number of warnings since the last call.
     pub fn warnings(&self) -> usize {
-        self.0.lock().unwrap().drain(..).filter(|code| code == "01000").count()
+        self.0.lock().unwrap().drain(..).filter(|severity| severity == "WARNING").count()
     }
 }
 
@@ -245,4 +245,61 @@ fn describe(error: &postgres::Error) -> String {
         Some(e) => format!("{}: {} {:?} {:?}", e.code().code(), e.message(), e.detail(), e.hint()),
         None => error.to_string(),
     }
+}
+
+/// The report of the error of a statement that must fail.
+#[track_caller]
+pub fn report(client: &mut Client, sql: &str) -> postgres::error::DbError {
+    match client.batch_execute(sql) {
+        Ok(()) => panic!("{sql}\nsucceeded"),
+        Err(error) => error.as_db_error().unwrap_or_else(|| panic!("{sql}\n{error}")).clone(),
+    }
+}
+
+/// Asserts the SQLSTATE of each statement.
+#[track_caller]
+pub fn refuses(client: &mut Client, statements: &[(&str, &str)]) {
+    for (sql, state) in statements {
+        assert_eq!(client.fails(sql), *state, "{sql}");
+    }
+}
+
+/// The one row of a call in FROM as JSON: the answer of a quota function, field by field.
+#[track_caller]
+pub fn answer(client: &mut Client, call: &str) -> serde_json::Value {
+    let text: String = client.one(&format!("SELECT to_jsonb(a)::text FROM {call} AS a"));
+    serde_json::from_str(&text).expect("an object")
+}
+
+/// Units recorded for a tenant and resource, in all periods; for superusers.
+#[track_caller]
+pub fn recorded(client: &mut Client, tenant: &str, resource: &str) -> i64 {
+    client.one(&format!(
+        "SELECT coalesce(sum(used), 0)::bigint FROM tenant_rls.usage
+         WHERE tenant_id = '{tenant}' AND resource = '{resource}'"
+    ))
+}
+
+/// Waits until a query answers true, and fails when it never does.
+#[track_caller]
+pub fn eventually(client: &mut Client, sql: &str) {
+    for _ in 0..1000 {
+        if client.one::<bool>(sql) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("{sql}\nwas never true");
+}
+
+/// Waits until that many sessions of the database wait for a lock.
+#[track_caller]
+pub fn waiting(client: &mut Client, sessions: u32) {
+    eventually(
+        client,
+        &format!(
+            "SELECT count(*) = {sessions} FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ),
+    );
 }

@@ -7,7 +7,17 @@
 
 mod harness;
 
-mod smoke;
+mod cluster;
+mod context;
+mod docs;
+mod dump;
+mod gauge;
+mod invalidation;
+mod isolation;
+mod privileges;
+mod quota;
+mod registry;
+mod usage;
 
 /// What `cargo pgrx test` asks of a crate.
 pub mod pg_test {

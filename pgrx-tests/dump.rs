@@ -1,0 +1,312 @@
+//! Dump and restore, pg_upgrade and DROP EXTENSION, with the programs that people use.
+
+mod behaviour;
+mod fixture;
+mod place;
+mod removal;
+mod state;
+
+use std::io::Write;
+use std::process::Output;
+
+use crate::cluster::{Cluster, command};
+use crate::harness::{A, Session};
+
+use behaviour::{assert_absent_role_has_nothing, assert_behaves};
+use fixture::{Original, ident, regrole};
+use place::{Place, Programs, Scratch};
+use state::state;
+
+const PRELOADED: &str = "shared_preload_libraries = 'tenant_rls'";
+
+/// A database of the test server that has what the original has.
+fn assert_restored(original: &Original, copy: &Place) {
+    original.state.assert_same(&state(copy));
+    assert_behaves(copy, &original.roles);
+}
+
+#[test]
+fn a_plain_dump_restores() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let file = scratch.file("dump.sql");
+    programs.dump(&original.place, &["--format=plain"], &file);
+    let copy = Place::new("public");
+    assert_eq!(programs.restore_plain(&file, &copy), "");
+    assert_restored(&original, &copy);
+}
+
+#[test]
+fn a_custom_dump_restores() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let file = scratch.file("dump");
+    programs.dump(&original.place, &["--format=custom"], &file);
+    let copy = Place::new("public");
+    assert_eq!(programs.restore(&file, &copy, &["--exit-on-error"]), "");
+    assert_restored(&original, &copy);
+}
+
+#[test]
+fn a_dump_restores_in_parallel() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let file = scratch.file("dump");
+    programs.dump(&original.place, &["--format=directory", "--jobs=2"], &file);
+    let copy = Place::new("public");
+    assert_eq!(programs.restore(&file, &copy, &["--exit-on-error", "--jobs=2"]), "");
+    assert_restored(&original, &copy);
+}
+
+#[test]
+fn a_dump_of_inserts_restores() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let file = scratch.file("dump.sql");
+    programs.dump(&original.place, &["--inserts"], &file);
+    let copy = Place::new("public");
+    assert_eq!(programs.restore_plain(&file, &copy), "");
+    original.state.assert_same(&state(&copy));
+}
+
+/// The event triggers are there while their tables and the extension are dropped.
+#[test]
+fn a_clean_restore_replaces_what_is_there() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let (plain, custom) = (scratch.file("dump.sql"), scratch.file("dump"));
+    programs.dump(&original.place, &["--clean", "--if-exists"], &plain);
+    programs.dump(&original.place, &["--format=custom"], &custom);
+    let copy = Place::new("public");
+    programs.restore_plain(&plain, &copy);
+    original.state.assert_same(&state(&copy));
+    programs.restore_plain(&plain, &copy);
+    original.state.assert_same(&state(&copy));
+    programs.restore(&custom, &copy, &["--clean", "--if-exists", "--exit-on-error"]);
+    assert_restored(&original, &copy);
+}
+
+#[test]
+fn a_restored_database_dumps_again() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let (first, second) = (scratch.file("first"), scratch.file("second"));
+    programs.dump(&original.place, &["--format=custom"], &first);
+    let copy = Place::new("public");
+    programs.restore(&first, &copy, &["--exit-on-error"]);
+    programs.dump(&copy, &["--format=custom"], &second);
+    let copy = Place::new("public");
+    programs.restore(&second, &copy, &["--exit-on-error"]);
+    assert_restored(&original, &copy);
+}
+
+#[test]
+fn an_extension_in_another_schema_restores() {
+    let (original, scratch, programs) = (Original::new("tenancy"), Scratch::new(), Programs::tested());
+    let file = scratch.file("dump");
+    programs.dump(&original.place, &["--format=custom"], &file);
+    let copy = Place::new("tenancy");
+    assert_eq!(programs.restore(&file, &copy, &["--exit-on-error"]), "");
+    assert_restored(&original, &copy);
+}
+
+/// One warning for each row that names the missing role: two grants, one operator. pg_restore shows warnings only
+/// with --verbose.
+#[test]
+fn a_role_missing_in_the_other_cluster_is_reported_and_gets_nothing() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let file = scratch.file("dump");
+    programs.dump(&original.place, &["--format=custom"], &file);
+    let cluster = Cluster::start(&[PRELOADED]);
+    let copy = Place::in_cluster(&cluster, &original.place.database);
+    original.roles.create(&copy);
+    let messages =
+        programs.restore(&file, &copy, &["--exit-on-error", "--no-owner", "--jobs=2", "--verbose"]);
+    assert_eq!(messages.matches("WARNING").count(), 3, "{messages}");
+    let expected = original.state.without_role(&original.roles.absent);
+    assert_eq!(expected.of("grants"), state(&copy).of("grants"));
+    assert_eq!(expected.of("operators"), state(&copy).of("operators"));
+    assert_absent_role_has_nothing(&copy, &original.roles);
+}
+
+#[test]
+fn another_cluster_behaves_the_same() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let file = scratch.file("dump.sql");
+    programs.dump(&original.place, &[], &file);
+    let cluster = Cluster::start(&[PRELOADED]);
+    let copy = Place::in_cluster(&cluster, &original.place.database);
+    original.roles.create(&copy);
+    let messages = programs.restore_plain(&file, &copy);
+    assert_eq!(messages.matches("WARNING").count(), 3, "{messages}");
+    let Original { roles, state: before, .. } = original;
+    before.without_role(&roles.absent).assert_same(&state(&copy));
+    assert_behaves(&copy, &roles);
+}
+
+/// GRANT to a missing role is an error of the server, whatever is dumped; psql goes on after it.
+#[test]
+fn a_missing_role_with_privileges_costs_only_these() {
+    let (original, scratch, programs) = (Original::new("public"), Scratch::new(), Programs::tested());
+    let role = regrole(&original.roles.absent);
+    original.place.admin().run(&format!("SELECT tenant_grant({role}), tenant_grant_operator({role})"));
+    let before = state(&original.place).without_role(&original.roles.absent);
+    let file = scratch.file("dump.sql");
+    programs.dump(&original.place, &[], &file);
+    let cluster = Cluster::start(&[PRELOADED]);
+    let copy = Place::in_cluster(&cluster, &original.place.database);
+    original.roles.create(&copy);
+    let (success, messages) = programs.attempt("psql", &copy, &["-X", "-q", "-o", "/dev/null", "-f", &file]);
+    let missing = format!("role \"{}\" does not exist", original.roles.absent);
+    let errors: Vec<_> = messages.lines().filter(|line| line.contains("ERROR")).collect();
+    assert!(success && !errors.is_empty(), "{messages}");
+    assert!(errors.iter().all(|line| line.contains(&missing)), "{messages}");
+    for kind in ["grants", "operators", "plans", "changes", "policies", "triggers"] {
+        assert_eq!(before.of(kind), state(&copy).of(kind));
+    }
+    assert_absent_role_has_nothing(&copy, &original.roles);
+    assert_behaves(&copy, &original.roles);
+}
+
+/// Neither a role that was dropped and made again nor one that took over the name of a renamed role gets, from
+/// a dump, what it did not have.
+#[test]
+fn a_role_of_the_same_name_inherits_nothing() {
+    let (original, scratch, programs) = (Place::new("public"), Scratch::new(), Programs::tested());
+    let mut admin = original.admin();
+    let [again, renamed] = ["again", "renamed"].map(|name| format!("{name}_{}", original.database));
+    admin.run(&format!(
+        "CREATE EXTENSION tenant_rls; SELECT tenant_create('{A}'); CREATE ROLE {again}; CREATE ROLE {renamed};
+         SELECT tenant_grant('{again}'), tenant_grant_operator('{again}'), tenant_grant('{renamed}', '{A}');
+         DROP OWNED BY {again}, {renamed}; DROP ROLE {again}; ALTER ROLE {renamed} RENAME TO {renamed}_2;
+         CREATE ROLE {again} LOGIN; CREATE ROLE {renamed} LOGIN"
+    ));
+    let file = scratch.file("dump");
+    programs.dump(&original, &["--format=custom"], &file);
+    let copy = Place::new("public");
+    programs.restore(&file, &copy, &["--exit-on-error"]);
+    for place in [original, copy] {
+        for role in [&again, &renamed] {
+            let attempt = place.connect(role).fails(&format!("SET app.current_tenant = '{A}'"));
+            assert_eq!(attempt, "42501", "{role} in {}", place.database);
+        }
+        let operators =
+            format!("SELECT count(*) FROM tenant_rls.operators WHERE role_oid = '{again}'::regrole");
+        assert_eq!(place.admin().one::<i64>(&operators), 0, "{}", place.database);
+    }
+}
+
+/// Ways to take installed rows away other than to delete them.
+#[test]
+fn installed_rows_that_were_renamed_or_truncated_stay_away() {
+    for change in [
+        "SELECT tenant_resource_define('seats', 'gauge', 'seat', 'none');
+         UPDATE tenant_rls.plan_limits SET resource = 'seats' WHERE plan = 'free' AND resource = 'users'",
+        "TRUNCATE tenant_rls.plan_limits; SELECT tenant_plan_limit_set('free', 'users', 6)",
+        "DELETE FROM tenant_rls.plan_limits WHERE plan = 'free';
+         UPDATE tenant_rls.plans SET plan = 'basic' WHERE plan = 'free'",
+        "UPDATE tenant_rls.plan_limits SET installed = false WHERE plan = 'starter'",
+    ] {
+        let (original, scratch, programs) = (Place::new("public"), Scratch::new(), Programs::tested());
+        original.admin().run("CREATE EXTENSION tenant_rls");
+        original.admin().run(change);
+        let file = scratch.file("dump");
+        programs.dump(&original, &["--format=custom"], &file);
+        let copy = Place::new("public");
+        programs.restore(&file, &copy, &["--exit-on-error"]);
+        for table in ["plans", "resources", "plan_limits", "changes"] {
+            let rows = format!("SELECT string_agg(t::text, E'\\n' ORDER BY t) FROM tenant_rls.{table} AS t");
+            let [before, after] = [&original, &copy].map(|place| place.admin().one::<String>(&rows));
+            assert_eq!(before, after, "{change}");
+        }
+    }
+}
+
+/// Tells that a test has proved nothing. Past the harness, which shows only what failed.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
+/// A cluster of PostgreSQL 15 with an original, or `None` where there is no PostgreSQL 15.
+fn old_cluster() -> Option<(Cluster, Original)> {
+    let tested = Programs::tested();
+    let programs =
+        std::env::var("TENANT_RLS_PG15_BIN").ok().or_else(|| (tested.major() == 15).then(|| tested.path()));
+    let Some(programs) = programs else {
+        skipped("TENANT_RLS_PG15_BIN does not say where a PostgreSQL 15 with the extension is");
+        return None;
+    };
+    let cluster = Cluster::of(&programs, &[PRELOADED]);
+    let original = Original::at(Place::in_cluster(&cluster, "old"));
+    Some((cluster, original))
+}
+
+/// Some minors keep a mark on every column, which the programs of older minors of a later version hand on and
+/// their servers refuse, whatever the table: there is no way up from such a server but its own pg_dump.
+fn knows_columns_of(new: &Cluster, old: &Cluster) -> bool {
+    let marks = |cluster: &Cluster| {
+        let sql = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attoptions::text LIKE '%pg_attver=%')";
+        cluster.connect("postgres", "postgres").one::<bool>(sql)
+    };
+    let knows = marks(new) || !marks(old);
+    if !knows {
+        skipped("the tested server is a minor too old to take any table of this PostgreSQL 15 (pg_attver)");
+    }
+    knows
+}
+
+/// With the new version's pg_dump, as the manual says, and with the old one's.
+#[test]
+fn a_dump_of_postgres_15_restores() {
+    let Some((old, original)) = old_cluster() else { return };
+    let scratch = Scratch::new();
+    let cluster = Cluster::start(&[PRELOADED]);
+    original.roles.create(&Place::in_cluster(&cluster, "roles"));
+    let absent = ident(&original.roles.absent);
+    cluster.connect("postgres", "postgres").run(&format!("CREATE ROLE {absent} LOGIN"));
+    let mut dumpers = vec![("by_old", Programs::of(&old))];
+    if knows_columns_of(&cluster, &old) {
+        dumpers.push(("by_new", Programs::tested()));
+    }
+    for (database, dumper) in dumpers {
+        let file = scratch.file(database);
+        dumper.dump(&original.place, &["--format=custom"], &file);
+        let copy = Place::in_cluster(&cluster, database);
+        assert_eq!(Programs::tested().restore(&file, &copy, &["--exit-on-error"]), "", "{database}");
+        assert_restored(&original, &copy);
+    }
+}
+
+#[test]
+fn pg_upgrade_keeps_everything() {
+    if Programs::tested().major() == 15 {
+        skipped("there is no older version than 15 to come from");
+        return;
+    }
+    let Some((old, original)) = old_cluster() else { return };
+    let new = Cluster::start(&[PRELOADED]);
+    if !knows_columns_of(&new, &old) {
+        return;
+    }
+    old.down();
+    new.down();
+    let scratch = Scratch::new();
+    for option in ["--check", "--jobs=2"] {
+        let output = upgrade(&old, &new, &scratch, option);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    new.up();
+    assert_restored(&original, &original.place.moved_to(&new));
+}
+
+fn upgrade(old: &Cluster, new: &Cluster, scratch: &Scratch, option: &str) -> Output {
+    command(&format!("{}/pg_upgrade", new.programs()))
+        .args(["-b", old.programs(), "-B", new.programs(), "-d", &old.data(), "-D", &new.data()])
+        .args(["-p", &old.port().to_string(), "-P", &new.port().to_string(), "-U", "postgres"])
+        .args(["-s", scratch.path(), option])
+        .current_dir(scratch.path())
+        .output()
+        .expect("pg_upgrade")
+}
+
+/// Nothing is released yet: there is no other version to come from.
+#[test]
+fn an_update_to_the_same_version_changes_nothing() {
+    let original = Original::new("public");
+    original.place.admin().run("ALTER EXTENSION tenant_rls UPDATE");
+    assert_restored(&original, &original.place);
+}

@@ -1,0 +1,463 @@
+//! The public surface, and who may reach what of it.
+
+use postgres::Client;
+
+use crate::harness::{A, B, Db, Session, answer, recorded, refuses};
+
+/// Everything that CREATE EXTENSION makes, but what belongs to a table. Something new is added here by hand, and
+/// to the README; something that goes or changes breaks users.
+const SURFACE: &str = "
+event trigger tenant_rls_close_before_drop
+event trigger tenant_rls_follow_tree
+event trigger tenant_rls_relations_dropped
+function current_tenant()
+function current_tenant_key()
+function required_tenant()
+function required_tenant_key()
+function reset_tenant()
+function set_tenant(uuid,boolean)
+function set_tenant_key(bigint,boolean)
+function tenant_billing_set(uuid,timestamp with time zone,text)
+function tenant_context()
+function tenant_create(uuid,text,text,text,bigint)
+function tenant_delete(uuid)
+function tenant_fence(uuid,interval)
+function tenant_gauge_changed()
+function tenant_grant(regrole)
+function tenant_grant(regrole,uuid,boolean)
+function tenant_grant_operator(regrole)
+function tenant_list(text)
+function tenant_plan_change(uuid,text)
+function tenant_plan_define(text,text)
+function tenant_plan_limit_set(text,text,bigint,boolean,text,text)
+function tenant_protect(regclass,name,boolean)
+function tenant_protect_schema(regnamespace)
+function tenant_quota_attach(regclass,text)
+function tenant_quota_check(text,bigint)
+function tenant_quota_consume(text,bigint,text)
+function tenant_quota_consume_many(jsonb,text)
+function tenant_quota_detach(regclass,text)
+function tenant_quota_reconcile(regclass)
+function tenant_quota_release(text,bigint)
+function tenant_quota_set(uuid,text,bigint,boolean,timestamp with time zone)
+function tenant_quota_try_consume(text,bigint,text)
+function tenant_quota_unset(uuid,text)
+function tenant_resource_define(text,text,text,text)
+function tenant_resume(uuid)
+function tenant_revoke(regrole)
+function tenant_revoke(regrole,uuid)
+function tenant_revoke_operator(regrole)
+function tenant_rls.acting_role()
+function tenant_rls.close_before_drop()
+function tenant_rls.gauge_follow_tree()
+function tenant_rls.invariants()
+function tenant_rls.is_restoring()
+function tenant_rls.record_billing()
+function tenant_rls.record_change()
+function tenant_rls.record_truncate()
+function tenant_rls.registry_changed()
+function tenant_rls.relations_dropped()
+function tenant_rls.remember_removal()
+function tenant_rls.repeat_removal()
+function tenant_rls.replace_default()
+function tenant_rls.resolve_role()
+function tenant_rls.restore_begins()
+function tenant_rls.restore_ends()
+function tenant_rls.sees_all()
+function tenant_rls.storage_of(uuid)
+function tenant_rls.usage_of(uuid)
+function tenant_suspend(uuid,text)
+function tenant_unfence(uuid)
+function tenant_unprotect(regclass)
+schema tenant_rls
+sequence tenant_rls.changes_change_id_seq
+table tenant_rls.attachments
+table tenant_rls.billing_changes
+table tenant_rls.changes
+table tenant_rls.grants
+table tenant_rls.operators
+table tenant_rls.overrides
+table tenant_rls.plan_limits
+table tenant_rls.plans
+table tenant_rls.protected_tables
+table tenant_rls.removed_defaults
+table tenant_rls.resources
+table tenant_rls.tenants
+table tenant_rls.usage
+type tenant_quota_result
+view tenant_quota_invariants
+view tenant_storage
+view tenant_tables
+view tenant_usage
+view tenant_usage_history
+";
+
+/// What PUBLIC may do with it: the functions of sql/privileges.sql, and read the type of an answer.
+const PUBLIC: &str = "
+EXECUTE current_tenant()
+EXECUTE current_tenant_key()
+EXECUTE required_tenant()
+EXECUTE required_tenant_key()
+EXECUTE tenant_gauge_changed()
+EXECUTE tenant_protect(regclass,name,boolean)
+EXECUTE tenant_protect_schema(regnamespace)
+EXECUTE tenant_quota_attach(regclass,text)
+EXECUTE tenant_quota_detach(regclass,text)
+EXECUTE tenant_quota_reconcile(regclass)
+EXECUTE tenant_rls.invariants()
+EXECUTE tenant_rls.sees_all()
+EXECUTE tenant_rls.storage_of(uuid)
+EXECUTE tenant_rls.usage_of(uuid)
+EXECUTE tenant_unprotect(regclass)
+USAGE tenant_quota_result
+";
+
+/// What tenant_grant gives.
+const APPLICATION: &str = "
+EXECUTE reset_tenant()
+EXECUTE set_tenant(uuid,boolean)
+EXECUTE set_tenant_key(bigint,boolean)
+EXECUTE tenant_context()
+EXECUTE tenant_quota_check(text,bigint)
+EXECUTE tenant_quota_consume(text,bigint,text)
+EXECUTE tenant_quota_consume_many(jsonb,text)
+EXECUTE tenant_quota_release(text,bigint)
+EXECUTE tenant_quota_try_consume(text,bigint,text)
+SELECT tenant_storage
+SELECT tenant_usage
+SELECT tenant_usage_history
+";
+
+/// What tenant_grant_operator gives.
+const OPERATOR: &str = "
+EXECUTE tenant_billing_set(uuid,timestamp with time zone,text)
+EXECUTE tenant_create(uuid,text,text,text,bigint)
+EXECUTE tenant_delete(uuid)
+EXECUTE tenant_fence(uuid,interval)
+EXECUTE tenant_list(text)
+EXECUTE tenant_plan_change(uuid,text)
+EXECUTE tenant_plan_define(text,text)
+EXECUTE tenant_plan_limit_set(text,text,bigint,boolean,text,text)
+EXECUTE tenant_quota_set(uuid,text,bigint,boolean,timestamp with time zone)
+EXECUTE tenant_quota_unset(uuid,text)
+EXECUTE tenant_resource_define(text,text,text,text)
+EXECUTE tenant_resume(uuid)
+EXECUTE tenant_suspend(uuid,text)
+EXECUTE tenant_unfence(uuid)
+SELECT tenant_quota_invariants
+SELECT tenant_storage
+SELECT tenant_tables
+SELECT tenant_usage
+SELECT tenant_usage_history
+";
+
+/// The members of the extension: class, oid, and the identity that PostgreSQL gives them, without the schema of
+/// the functions for applications.
+const MEMBERS: &str = "
+    SELECT d.classid, d.objid, i.type,
+        regexp_replace(i.identity, '\\m(public|tenancy|pg_catalog)\\.', '', 'g') AS identity
+    FROM pg_depend AS d, pg_identify_object(d.classid, d.objid, 0) AS i
+    WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+    AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'tenant_rls')";
+
+/// The lines of a query, sorted, one a line.
+fn lines(client: &mut Client, sql: &str) -> String {
+    let mut lines: Vec<String> = client.rows(sql).iter().map(|row| row.get(0)).collect();
+    lines.sort();
+    format!("\n{}\n", lines.join("\n"))
+}
+
+fn surface(client: &mut Client) -> String {
+    // Row types of tables and views come with them; the composite type is one of its own.
+    lines(
+        client,
+        &format!(
+            "SELECT CASE type WHEN 'composite type' THEN 'type' ELSE type END || ' ' || identity FROM ({MEMBERS}) AS m
+             WHERE NOT (classid = 'pg_type'::regclass AND EXISTS (
+                 SELECT FROM pg_type AS t LEFT JOIN pg_class AS c ON c.oid = t.typrelid
+                 WHERE t.oid = objid AND (t.typelem <> 0 OR c.relkind <> 'c')))
+             AND type NOT IN ('index', 'trigger') AND NOT (type = 'composite type' AND classid = 'pg_class'::regclass)"
+        ),
+    )
+}
+
+/// Privileges on members that `grantee` (0 is PUBLIC) was given itself.
+fn privileges(client: &mut Client, grantee: &str) -> String {
+    lines(
+        client,
+        &format!(
+            "WITH member AS ({MEMBERS}), acl AS (
+                 SELECT identity, coalesce(proacl, acldefault('f', proowner)) AS acl FROM member
+                 JOIN pg_proc AS p ON classid = 'pg_proc'::regclass AND p.oid = objid
+                 UNION ALL
+                 SELECT identity, coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", relowner))
+                 FROM member JOIN pg_class AS c ON classid = 'pg_class'::regclass AND c.oid = objid
+                 UNION ALL
+                 SELECT identity, coalesce(typacl, acldefault('T', typowner)) FROM member
+                 JOIN pg_type AS t ON classid = 'pg_type'::regclass AND t.oid = objid
+                 WHERE t.typelem = 0 AND EXISTS (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c')
+                 UNION ALL
+                 SELECT identity, coalesce(nspacl, acldefault('n', nspowner)) FROM member
+                 JOIN pg_namespace AS n ON classid = 'pg_namespace'::regclass AND n.oid = objid)
+             SELECT privilege_type || ' ' || identity FROM acl, aclexplode(acl) WHERE grantee = {grantee}"
+        ),
+    )
+}
+
+/// Every object that the extension makes is known.
+#[test]
+fn the_surface_is_known() {
+    assert_eq!(surface(&mut Db::new().admin()), SURFACE);
+}
+
+/// PUBLIC may do what sql/privileges.sql says, and nothing else.
+#[test]
+fn public_may_do_what_is_listed() {
+    assert_eq!(privileges(&mut Db::new().admin(), "0"), PUBLIC);
+}
+
+/// Privileges that new objects of this owner give to everybody do not reach ours.
+#[test]
+fn default_privileges_do_not_open_the_extension() {
+    let db = Db::without_extension();
+    let mut admin = db.admin();
+    admin.run(
+        "ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO PUBLIC; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC;
+         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO PUBLIC; CREATE EXTENSION tenant_rls",
+    );
+    assert_eq!(privileges(&mut admin, "0"), PUBLIC);
+}
+
+/// The role of the server for statistics reads the views of usage.
+#[test]
+fn readers_of_statistics_may_read_usage() {
+    assert_eq!(
+        privileges(&mut Db::new().admin(), "'pg_read_all_stats'::regrole"),
+        "\nSELECT tenant_quota_invariants\nSELECT tenant_storage\nSELECT tenant_usage\nSELECT tenant_usage_history\n"
+    );
+}
+
+/// tenant_grant and tenant_grant_operator give what is listed, and take it back.
+#[test]
+fn grants_give_what_is_listed_and_take_it_back() {
+    let db = Db::new();
+    let mut admin = db.admin();
+    let role = db.role_name("role");
+    db.role(&role, "LOGIN");
+    admin.run(&format!("SELECT tenant_create('{A}')"));
+    let grantee = format!("'{role}'::regrole");
+    for (argument, given) in [("", APPLICATION), (&*format!(", '{A}'"), APPLICATION)] {
+        admin.run(&format!("SELECT tenant_grant('{role}'{argument})"));
+        assert_eq!(privileges(&mut admin, &grantee), given);
+        admin.run(&format!("SELECT tenant_revoke('{role}'{argument})"));
+        assert_eq!(privileges(&mut admin, &grantee), "\n\n");
+    }
+    admin.run(&format!("SELECT tenant_grant_operator('{role}')"));
+    assert_eq!(privileges(&mut admin, &grantee), OPERATOR);
+    admin.run(&format!("SELECT tenant_revoke_operator('{role}')"));
+    assert_eq!(privileges(&mut admin, &grantee), "\n\n");
+}
+
+/// Who has two kinds of grant keeps the one that is not revoked, in either order.
+#[test]
+fn revoking_one_kind_of_grant_leaves_the_other() {
+    let db = Db::new();
+    let mut admin = db.admin();
+    let role = db.role_name("role");
+    db.role(&role, "LOGIN");
+    admin.run(&format!("SELECT tenant_create('{A}')"));
+    let grantee = format!("'{role}'::regrole");
+    let both = format!("SELECT tenant_grant('{role}'), tenant_grant_operator('{role}')");
+    admin.run(&both);
+    admin.run(&format!("SELECT tenant_revoke('{role}')"));
+    assert_eq!(privileges(&mut admin, &grantee), OPERATOR);
+    admin.run(&format!("{both}; SELECT tenant_revoke_operator('{role}')"));
+    assert_eq!(privileges(&mut admin, &grantee), APPLICATION);
+    admin.run(&format!("SELECT tenant_grant('{role}', '{A}'); SELECT tenant_revoke('{role}')"));
+    assert_eq!(privileges(&mut admin, &grantee), APPLICATION);
+    admin.run(&format!("SELECT tenant_revoke('{role}', '{A}')"));
+    assert_eq!(privileges(&mut admin, &grantee), "\n\n");
+}
+
+/// A stranger calls nothing but what is PUBLIC.
+#[test]
+fn a_stranger_is_refused() {
+    let db = Db::with_orders();
+    let name = db.role_name("stranger");
+    db.role(&name, "LOGIN");
+    let mut stranger = db.connect(&name);
+    refuses(
+        &mut stranger,
+        &[
+            (&format!("SELECT set_tenant('{A}')"), "42501"),
+            ("SELECT reset_tenant()", "42501"),
+            ("SELECT tenant_context()", "42501"),
+            ("SELECT * FROM tenant_quota_consume('users')", "42501"),
+            ("SELECT tenant_create()", "42501"),
+            (&format!("SELECT tenant_grant('{name}')"), "42501"),
+            (&format!("SELECT tenant_grant_operator('{name}')"), "42501"),
+            ("SELECT tenant_list()", "42501"),
+            ("SELECT * FROM tenant_rls.tenants", "42501"),
+            ("SELECT tenant_protect('orders')", "42501"),
+            ("SELECT tenant_quota_attach('orders', 'users')", "42501"),
+        ],
+    );
+    stranger.run("SELECT current_tenant()");
+    db.admin().run(&format!("SELECT tenant_grant('{name}')"));
+    stranger.run(&format!("SELECT set_tenant('{A}')"));
+}
+
+/// Careless grants open no table: row level security without policies denies.
+#[test]
+fn careless_grants_open_nothing() {
+    let db = Db::with_orders();
+    let name = db.role_name("role");
+    db.role(&name, "LOGIN");
+    let mut admin = db.admin();
+    admin.run(&format!(
+        "SELECT tenant_quota_set('{A}', 'users', 1), tenant_grant_operator('{}');
+         GRANT USAGE ON SCHEMA tenant_rls TO {name}; GRANT ALL ON ALL TABLES IN SCHEMA tenant_rls TO {name};
+         GRANT pg_read_all_data, pg_write_all_data TO {name}",
+        db.app()
+    ));
+    let tables: Vec<String> = admin
+        .rows("SELECT relname::text FROM pg_class WHERE relnamespace = 'tenant_rls'::regnamespace AND relkind = 'r'")
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert!(tables.len() >= 13);
+    let mut role = db.connect(&name);
+    for table in tables {
+        assert_eq!(role.one::<i64>(&format!("SELECT count(*) FROM tenant_rls.{table}")), 0, "{table}");
+        assert_eq!(
+            role.execute(&format!("DELETE FROM tenant_rls.{table}"), &[]).expect("no rows"),
+            0,
+            "{table}"
+        );
+    }
+    refuses(
+        &mut role,
+        &[
+            (&format!("INSERT INTO tenant_rls.grants (role_name) VALUES ('{name}')"), "42501"),
+            (&format!("INSERT INTO tenant_rls.operators (role_name) VALUES ('{name}')"), "42501"),
+            (&format!("INSERT INTO tenant_rls.overrides VALUES ('{B}', 'users', 1000)"), "42501"),
+        ],
+    );
+    assert_eq!(role.execute("UPDATE tenant_rls.tenants SET plan = 'enterprise'", &[]).expect("no rows"), 0);
+}
+
+/// Every table of ours denies by default.
+#[test]
+fn every_table_has_row_level_security() {
+    let mut admin = Db::new().admin();
+    let open = lines(
+        &mut admin,
+        "SELECT relname::text FROM pg_class AS c WHERE relnamespace = 'tenant_rls'::regnamespace AND relkind IN ('r', 'p')
+         AND (NOT relrowsecurity OR EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid))",
+    );
+    assert_eq!(open, "\n\n");
+}
+
+/// Every object that people meet says what it is.
+#[test]
+fn every_object_has_a_comment() {
+    let mut admin = Db::new().admin();
+    let silent = lines(
+        &mut admin,
+        &format!(
+            "SELECT identity FROM ({MEMBERS}) AS m WHERE obj_description(objid, classid::regclass::name) IS NULL
+             AND type IN ('function', 'procedure', 'view', 'table', 'schema', 'event trigger')"
+        ),
+    );
+    assert_eq!(silent, "\n\n");
+    let of_type = "SELECT obj_description('tenant_quota_result'::regtype, 'pg_type') IS NOT NULL";
+    assert!(admin.one::<bool>(of_type));
+}
+
+/// Code that is not C fixes its search_path; definer rights come with it only.
+#[test]
+fn functions_fix_their_search_path() {
+    let mut admin = Db::new().admin();
+    let loose = lines(
+        &mut admin,
+        &format!(
+            "SELECT identity FROM ({MEMBERS}) AS m JOIN pg_proc AS p ON classid = 'pg_proc'::regclass AND p.oid = objid
+             JOIN pg_language AS l ON l.oid = p.prolang
+             WHERE (l.lanname <> 'c' OR p.prosecdef)
+             AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)"
+        ),
+    );
+    assert_eq!(loose, "\n\n");
+}
+
+/// A session with everything of the core in it, which ends with known numbers.
+fn tour(admin: &mut Client) {
+    admin.run(&format!(
+        "CREATE TABLE public.rows (id integer, tenant_id pg_catalog.uuid); CREATE TABLE public.keys (tenant_id bigint);
+         SELECT tenant_create('{A}', tenant_key => 7), tenant_create('{B}', 'starter');
+         SELECT tenant_resource_define('calls', 'counter', 'call', 'day'), tenant_resource_define('rows', 'gauge', 'row', 'none');
+         SELECT tenant_plan_define('team', 'free'), tenant_plan_limit_set('team', 'calls', 10), tenant_plan_limit_set('team', 'rows', 4);
+         SELECT tenant_plan_change('{A}', 'team'), tenant_quota_set('{A}', 'calls', 5), tenant_quota_set('{A}', 'users', 5);
+         SELECT tenant_quota_unset('{A}', 'users'), tenant_billing_set('{A}', '2020-01-01', 'Europe/Zurich');
+         SELECT tenant_suspend('{A}'), tenant_resume('{A}'); SELECT tenant_fence('{A}'); SELECT tenant_unfence('{A}');
+         SELECT tenant_list();
+         SELECT tenant_protect('public.rows'), tenant_protect('public.keys'); SELECT tenant_protect('public.rows');
+         SELECT tenant_quota_attach('public.rows', 'rows'), tenant_quota_attach('public.keys', 'rows');
+         SET app.current_tenant = '{A}'; SELECT tenant_context();
+         SELECT * FROM tenant_quota_consume('calls', 2); SELECT * FROM tenant_quota_try_consume('calls', 4);
+         SELECT * FROM tenant_quota_consume_many('{{\"calls\": 1, \"users\": 1}}'); SELECT * FROM tenant_quota_release('users');
+         INSERT INTO public.rows (id) VALUES (1), (2), (3); INSERT INTO public.keys DEFAULT VALUES;
+         UPDATE public.rows SET id = 4 WHERE id OPERATOR(pg_catalog.=) 1"
+    ));
+}
+
+/// What [`tour`] leaves to be looked at, and taken back.
+fn end_of_tour(admin: &mut Client, role: &str) {
+    admin.run(&format!(
+        "TRUNCATE public.keys; SELECT tenant_quota_reconcile('public.rows'); SELECT tenant_quota_detach('public.keys', 'rows');
+         SELECT * FROM tenant_usage; SELECT * FROM tenant_usage_history; SELECT * FROM tenant_storage; SELECT * FROM tenant_tables;
+         SELECT tenant_unprotect('public.keys'); SELECT tenant_protect_schema('public'); DROP TABLE public.keys;
+         SELECT tenant_grant('{role}'), tenant_grant('{role}', '{A}'), tenant_grant_operator('{role}');
+         SELECT tenant_revoke('{role}'), tenant_revoke('{role}', '{A}'), tenant_revoke_operator('{role}');
+         SELECT tenant_delete('{B}')"
+    ));
+    assert_eq!(admin.rows("SELECT 1 FROM tenant_quota_invariants").len(), 0);
+}
+
+/// Schemas in the search_path before pg_catalog, full of operators, functions, types and tables that raise, change
+/// nothing; nor do temporary tables.
+#[test]
+fn a_hostile_search_path_changes_nothing() {
+    let db = Db::new();
+    let (mut admin, role) = (db.admin(), db.role_name("role"));
+    db.role(&role, "LOGIN");
+    admin.run(include_str!("privileges/hostile.sql"));
+    admin.run("SET search_path = evil, pg_catalog, public");
+    assert_eq!(admin.fails("SELECT 1 = 1"), "XX999");
+    tour(&mut admin);
+    end_of_tour(&mut admin, &role);
+    assert_eq!(admin.one::<i32>("SELECT pg_catalog.count(*)::pg_catalog.int4 FROM public.rows"), 3);
+}
+
+/// In another schema everything has another name, and works.
+#[test]
+fn the_extension_can_live_in_another_schema() {
+    let db = Db::without_extension();
+    let (mut admin, role) = (db.admin(), db.role_name("role"));
+    db.role(&role, "LOGIN");
+    admin.run("CREATE SCHEMA tenancy; CREATE EXTENSION tenant_rls SCHEMA tenancy");
+    assert_eq!(surface(&mut admin), SURFACE);
+    assert_eq!(privileges(&mut admin, "0"), PUBLIC);
+    admin.run("SET search_path = tenancy");
+    tour(&mut admin);
+    assert_eq!(recorded(&mut admin, A, "rows"), 4);
+    end_of_tour(&mut admin, &role);
+    admin.run(&format!("SELECT tenant_grant('{role}'); GRANT SELECT, INSERT ON public.rows TO {role}"));
+    let mut app = db.connect(&role);
+    app.run(&format!("SET app.current_tenant = '{A}'"));
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM rows"), 3);
+    app.run("INSERT INTO rows VALUES (8)");
+    assert_eq!(app.fails("INSERT INTO rows VALUES (9)"), "53400");
+    assert_eq!(answer(&mut app, "tenancy.tenant_quota_check('calls')")["used"], 3);
+    assert_eq!(app.one::<i64>("SELECT used FROM tenancy.tenant_usage WHERE resource = 'calls'"), 3);
+}
