@@ -42,6 +42,11 @@ class Server:
     def stop(self):
         run(self._cluster("stop"), cwd=REPO)
 
+    def extension_scripts(self):
+        """The SQL that CREATE EXTENSION would run."""
+        share = run(["pg_config", "--sharedir"], env=self.environment).strip()
+        return sorted(Path(share, "extension").glob("tenant_rls--*.sql"))
+
     def client(self, database, user="postgres", options=""):
         """The environment of a client program."""
         return self.environment | {"PGDATABASE": database, "PGUSER": user, "PGOPTIONS": options}

@@ -5,8 +5,6 @@
 --   orders_document   has the policy of the source document
 -- order_items and new_orders (empty, for INSERTs) likewise.
 
-CREATE EXTENSION pg_prewarm;
-
 CREATE FUNCTION tenant_of(n integer) RETURNS uuid
 LANGUAGE sql IMMUTABLE
 RETURN ('00000000-0000-4000-8000-' || 100000000001 + CASE WHEN n % 2 = 1 THEN 0 ELSE 1 + n / 2 % 49 END)::uuid;

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import Failure, Server, Session, Side
+from harness import Server, Session, Side
 
 HERE = Path(__file__).resolve().parent
 
@@ -74,27 +74,38 @@ class Databases:
         self.keep = keep
         self.progress = progress
         self.ready = set()
+        self.made_of = ""
 
-    def _exists(self, server, name):
-        return server.sql("postgres", f"SELECT count(*) FROM pg_database WHERE datname = '{name}'") == "1"
+    def _origin(self):
+        """Tells databases of one extension and one version of these files from those of another."""
+        if not self.made_of:
+            files = sorted(HERE.glob("*.sql")) + [Path(__file__), *self.library.extension_scripts()]
+            self.made_of = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        return self.made_of
+
+    def _comment(self, server, name):
+        query = f"SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = '{name}'"
+        return server.sql("postgres", query)
 
     def _make(self, name, make, server=None):
         server = server or self.library
         if (server.name, name) in self.ready:
             return name
-        if not (self.keep and self._exists(server, name)):
+        if not (self.keep and self._comment(server, name) == self._origin()):
             self.progress(f"making the database {name}")
             server.sql(
                 "postgres",
                 "DO $$ BEGIN IF to_regrole('bench_app') IS NULL THEN CREATE ROLE bench_app LOGIN; END IF; END $$",
             )
             server.sql("postgres", f"DROP DATABASE IF EXISTS {name}")
-            try:
-                make(server, name)
-            except Failure:
-                # Half a database must not be kept.
-                server.sql("postgres", f"DROP DATABASE IF EXISTS {name}")
-                raise
+            make(server, name)
+            server.sql(name, "CREATE EXTENSION IF NOT EXISTS pg_prewarm")
+            server.sql("postgres", f"COMMENT ON DATABASE {name} IS '{self._origin()}'")
+        server.sql(
+            name,
+            "SELECT count(pg_prewarm(oid)) FROM pg_class"
+            " WHERE relnamespace IN (to_regnamespace('public'), to_regnamespace('tenant_rls')) AND relkind IN ('r', 'i')",
+        )
         self.ready.add((server.name, name))
         return name
 
@@ -119,8 +130,7 @@ class Databases:
             source = (HERE / "orders.sql").read_text()
             digest = hashlib.sha256(source.encode()).hexdigest()
             data = "bench_orders_data"
-            if server.sql("postgres", f"SELECT shobj_description(oid, 'pg_database') FROM pg_database"
-                          f" WHERE datname = '{data}'") != digest:
+            if self._comment(server, data) != digest:
                 self.progress("loading 1 000 000 orders three times, about a minute")
                 server.sql("postgres", f"DROP DATABASE IF EXISTS {data}")
                 server.sql("postgres", f"CREATE DATABASE {data}")
@@ -139,15 +149,7 @@ class Databases:
             )
             server.sql(name, (HERE / "document.sql").read_text())
 
-        first = (self.library.name, "bench_orders") not in self.ready
-        name = self._make("bench_orders", make)
-        if first:
-            self.library.sql(
-                name,
-                "SELECT count(pg_prewarm(oid)) FROM pg_class"
-                " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')",
-            )
-        return name
+        return self._make("bench_orders", make)
 
     def quota(self):
         def make(server, name):
