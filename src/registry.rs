@@ -12,9 +12,9 @@
 //!
 //! # Layout
 //!
-//! This file has the tenants and the cache; [`catalog`] the tables and the invalidations, [`rights`] who may do
-//! what, [`limits`] resources and quotas, [`units`] what was used, [`tables`] what is protected; [`scan`] reads
-//! rows, [`admin`] is the SQL functions.
+//! This file has the tenants and the cache; `catalog` the tables and the invalidations, `rights` who may do
+//! what, `limits` resources and quotas, `units` what was used, `tables` what is protected; `scan` reads
+//! rows, `admin` is the SQL functions.
 
 pub mod admin;
 pub mod catalog;
