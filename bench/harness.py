@@ -9,9 +9,12 @@ import re
 import statistics
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+ALL_CPUS = os.sched_getaffinity(0)
+ONE_CPU = max(ALL_CPUS)
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -28,6 +31,7 @@ class Server:
     major: str
     settings: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    postmaster: int = 0
 
     def _cluster(self, command, *arguments):
         return ["scripts/cluster", command, "--name", self.name, "--pg", self.major, *arguments]
@@ -38,9 +42,33 @@ class Server:
         exports = run(self._cluster("env"), cwd=REPO)
         text = run(["bash", "-c", 'eval "$1" && env -0', "bash", exports])
         self.environment = dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
+        with Session(self, "postgres", "postgres") as session:
+            status = Path(f"/proc/{session.pid}/status").read_text()
+            self.postmaster = int(re.search(r"^PPid:\s*(\d+)", status, re.M)[1])
 
     def stop(self):
         run(self._cluster("stop"), cwd=REPO)
+
+    def restart(self):
+        self.stop()
+        self.start()
+
+    @contextmanager
+    def pinned(self):
+        """New server processes stay on one CPU."""
+        os.sched_setaffinity(self.postmaster, {ONE_CPU})
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(self.postmaster, ALL_CPUS)
+
+    def warm(self, database):
+        """Reads our tables in `database` into shared buffers."""
+        self.sql(
+            database,
+            "SELECT count(pg_prewarm(oid)) FROM pg_class"
+            " WHERE relnamespace IN (to_regnamespace('public'), to_regnamespace('tenant_rls')) AND relkind IN ('r', 'i')",
+        )
 
     def extension_scripts(self):
         """The SQL that CREATE EXTENSION would run."""
@@ -60,7 +88,7 @@ class Server:
         ).strip()
 
 
-def run(command, env=None, cwd=None, stdin=None):
+def run(command, env=None, cwd=None, stdin=None, cpus=None):
     done = subprocess.run(
         [str(word) for word in command],
         env=env,
@@ -68,6 +96,7 @@ def run(command, env=None, cwd=None, stdin=None):
         input="" if stdin is None else stdin,
         text=True,
         capture_output=True,
+        preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
     )
     if done.returncode != 0:
         raise Failure(f"{command[0]} failed:\n{(done.stdout + done.stderr).strip()}")
@@ -158,11 +187,16 @@ class Side:
             script.write(self.script)
             script.flush()
             defines = [f"-D{name}={value}" for name, value in self.variables.items()]
-            out = run(
-                ["pgbench", "-n", "-M", self.protocol, "-T", seconds, "-c", clients, "-j", min(clients, 2)]
-                + defines + ["-f", script.name],
-                env=self.server.client(self.database, self.user, self.options),
-            )
+            command = ["pgbench", "-n", "-M", self.protocol, "-T", seconds, "-c", clients, "-j", min(clients, 2)]
+            command += [*defines, "-f", script.name]
+            environment = self.server.client(self.database, self.user, self.options)
+            if clients == 1:
+                # On two CPUs a round trip is mostly the wake-up of an idle one, which may take five times as long
+                # as the work, or not, for seconds at a time.
+                with self.server.pinned():
+                    out = run(command, env=environment, cpus={ONE_CPU})
+            else:
+                out = run(command, env=environment)
         # The latency that pgbench prints has three digits of a millisecond: too few.
         rate = re.search(r"^tps = ([0-9.]+) \(without initial", out, re.M)
         failed = re.search(r"^number of failed transactions: ([1-9]\d*)", out, re.M)
@@ -180,7 +214,8 @@ class Side:
         )
 
     def session(self):
-        return Session(self.server, self.database, self.user, f"{self.options} {self.loop_options}")
+        with self.server.pinned():
+            return Session(self.server, self.database, self.user, f"{self.options} {self.loop_options}")
 
     def plan(self, sample):
         """The kinds of nodes of the plan that the script's one statement, prepared, comes to use."""
@@ -208,13 +243,23 @@ def alternating(number, sides):
     return list(sides) if number % 2 == 0 else list(reversed(sides))
 
 
-def times(sides, rounds, seconds, clients, progress):
+def restart(sides):
+    """A server that has just started has its memory elsewhere, which makes a few percent: not the same for all time."""
+    for side in sides.values():
+        side.server.restart()
+        side.server.warm(side.database)
+
+
+def times(sides, rounds, seconds, clients, restarts, progress):
     """Microseconds of a transaction, each side once a round."""
     samples = {name: [] for name in sides}
-    for side in sides.values():
-        side.time(1, clients)
     for number in range(rounds):
         progress(number + 1, rounds)
+        if restarts and number % 3 == 0:
+            restart(sides)
+        if number == 0 or restarts and number % 3 == 0:
+            for side in sides.values():
+                side.time(1, clients)
         for name in alternating(number, sides):
             samples[name].append(sides[name].time(seconds, clients))
     return samples
@@ -223,13 +268,15 @@ def times(sides, rounds, seconds, clients, progress):
 SLICES = 10
 
 
-def cpus(sides, rounds, calls, progress):
+def cpus(sides, rounds, calls, restarts, progress):
     """Microseconds of CPU of the server process, a call. A round is cut into slices that alternate, in sessions
     that stay; what a block needs before its first call is left out."""
     samples = {name: [] for name in sides}
     size = max(calls // SLICES, 2)
     for number in range(rounds):
         progress(number + 1, rounds)
+        if restarts:
+            restart(sides)
         spent = dict.fromkeys(sides, 0.0)
         for side in sides.values():
             side.prepare()

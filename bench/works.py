@@ -50,6 +50,7 @@ class Work:
     calls: int = 200_000
     # A multiple of the usual rounds, where a very small difference is looked for.
     rounds: int = 1
+    restarts: bool = False
     # Values of the script's variables, where the sides' plans are to be compared.
     sample: dict[str, str] | None = None
 
@@ -101,11 +102,7 @@ class Databases:
             make(server, name)
             server.sql(name, "CREATE EXTENSION IF NOT EXISTS pg_prewarm")
             server.sql("postgres", f"COMMENT ON DATABASE {name} IS '{self._origin()}'")
-        server.sql(
-            name,
-            "SELECT count(pg_prewarm(oid)) FROM pg_class"
-            " WHERE relnamespace IN (to_regnamespace('public'), to_regnamespace('tenant_rls')) AND relkind IN ('r', 'i')",
-        )
+        server.warm(name)
         self.ready.add((server.name, name))
         return name
 
@@ -542,7 +539,12 @@ def unprotected(databases):
     peer = [Against("plain", "a server without the library", 1.01)]
     return [
         Work(
-            "unprotected-select", "pgbench's SELECT, unprotected, library preloaded", sides("select"), peer, rounds=3
+            "unprotected-select",
+            "pgbench's SELECT, unprotected, library preloaded",
+            sides("select"),
+            peer,
+            rounds=3,
+            restarts=True,
         ),
         Work(
             "unprotected-tpcb",
@@ -551,6 +553,7 @@ def unprotected(databases):
             peer,
             calls=20_000,
             rounds=3,
+            restarts=True,
         ),
     ]
 

@@ -324,6 +324,28 @@ fn another_policy_can_narrow() {
     assert_eq!(notes(&mut db.connect_as(&db.app(), A)), ["a1"]);
 }
 
+/// Equal conditions for a new row are evaluated once, unless they may answer differently; different ones each.
+#[test]
+fn equal_checks_of_a_row_are_made_once() {
+    for (volatility, evaluations) in [("STABLE", 1), ("VOLATILE", 2)] {
+        let db = Db::with_orders();
+        db.admin().run(&format!(
+            "CREATE FUNCTION noisy(note text) RETURNS boolean LANGUAGE plpgsql {volatility} AS
+             $$ BEGIN RAISE WARNING '%', note; RETURN true; END $$;
+             CREATE POLICY one ON orders AS RESTRICTIVE FOR INSERT WITH CHECK (noisy(note));
+             CREATE POLICY two ON orders AS RESTRICTIVE FOR INSERT WITH CHECK (noisy(note));
+             CREATE POLICY three ON orders AS RESTRICTIVE FOR INSERT WITH CHECK (id % 2 = 1)"
+        ));
+        let (mut app, notices) = db.connect_listening(&db.app(), &format!("-c app.current_tenant={A}"));
+        app.run("INSERT INTO orders (id, note) VALUES (101, 'new')");
+        assert_eq!(notices.warnings(), evaluations);
+        app.run("WITH n AS (INSERT INTO orders (id, note) VALUES (103, 'new') RETURNING id) SELECT FROM n");
+        assert_eq!(notices.warnings(), evaluations);
+        assert_eq!(app.fails("INSERT INTO orders (id, note) VALUES (102, 'new')"), "42501");
+        assert_eq!(app.fails(&format!("INSERT INTO orders VALUES (105, '{B}', 'new')")), "42501");
+    }
+}
+
 /// Policies cannot be switched off by those who are subject to them.
 #[test]
 fn row_security_cannot_be_switched_off() {

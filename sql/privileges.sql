@@ -13,6 +13,11 @@ BEGIN
         AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
         AND d.deptype OPERATOR(pg_catalog.=) 'e'
         AND e.extname OPERATOR(pg_catalog.=) 'tenant_rls'
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_proc AS p
+            WHERE p.oid OPERATOR(pg_catalog.=) d.objid
+            AND p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[
+                'current_tenant', 'current_tenant_key', 'required_tenant', 'required_tenant_key']::pg_catalog.name[]))
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
@@ -36,10 +41,26 @@ END
 $$;
 
 -- Policies, column defaults and views call these as whoever runs the statement. They tell the session its own tenant.
-GRANT EXECUTE ON FUNCTION @extschema@.current_tenant() TO PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.current_tenant_key() TO PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.required_tenant() TO PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.required_tenant_key() TO PUBLIC;
+-- PUBLIC may call a function that has no list of privileges; a statement that checks one reads the list first, so
+-- these get one only where default privileges have made one.
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN
+        SELECT p.oid::pg_catalog.regprocedure
+        FROM pg_catalog.pg_proc AS p
+        WHERE p.oid OPERATOR(pg_catalog.=) ANY (ARRAY[
+            '@extschema@.current_tenant()'::pg_catalog.regprocedure,
+            '@extschema@.current_tenant_key()'::pg_catalog.regprocedure,
+            '@extschema@.required_tenant()'::pg_catalog.regprocedure,
+            '@extschema@.required_tenant_key()'::pg_catalog.regprocedure]::pg_catalog.oid[])
+        AND p.proacl IS NOT NULL
+    LOOP
+        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', f);
+    END LOOP;
+END
+$$;
 
 -- A table's owner may do these with its own rights; each checks the ownership itself.
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_protect(regclass, name, boolean) TO PUBLIC;

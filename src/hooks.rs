@@ -4,15 +4,17 @@
 //! every error of every statement in the server, and lose its CONTEXT, constraint and table on the way.
 
 use std::cell::Cell;
+use std::ffi::{c_char, c_int};
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::backend::Backend;
 use crate::context::marker;
-use crate::isolation::statement;
+use crate::isolation::{checks, statement};
 use crate::tenant::TenantId;
 
+static PREVIOUS_PLANNER: Backend<Cell<pg_sys::planner_hook_type>> = Backend::new(Cell::new(None));
 static PREVIOUS_START: Backend<Cell<pg_sys::ExecutorStart_hook_type>> = Backend::new(Cell::new(None));
 static PREVIOUS_RUN: Backend<Cell<pg_sys::ExecutorRun_hook_type>> = Backend::new(Cell::new(None));
 
@@ -20,11 +22,46 @@ static PREVIOUS_RUN: Backend<Cell<pg_sys::ExecutorRun_hook_type>> = Backend::new
 pub fn init() {
     // SAFETY: reads and writes a hook variable of the one thread of the backend or postmaster.
     unsafe {
+        PREVIOUS_PLANNER.set(pg_sys::planner_hook);
+        pg_sys::planner_hook = Some(planner);
         PREVIOUS_START.set(pg_sys::ExecutorStart_hook);
         pg_sys::ExecutorStart_hook = Some(executor_start);
         PREVIOUS_RUN.set(pg_sys::ExecutorRun_hook);
         pg_sys::ExecutorRun_hook = Some(executor_run);
     }
+}
+
+unsafe extern "C-unwind" fn planner(
+    query: *mut pg_sys::Query,
+    text: *const c_char,
+    options: c_int,
+    parameters: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    unsafe extern "C-unwind" {
+        fn standard_planner(
+            query: *mut pg_sys::Query,
+            text: *const c_char,
+            options: c_int,
+            parameters: pg_sys::ParamListInfo,
+        ) -> *mut pg_sys::PlannedStmt;
+    }
+    // SAFETY: as in `executor_start`; the plan is new, and nobody else has it yet.
+    unsafe {
+        let plan = match PREVIOUS_PLANNER.get() {
+            Some(previous) => previous(query, text, options, parameters),
+            None => standard_planner(query, text, options, parameters),
+        };
+        if checks::may_repeat(plan) {
+            simplify_checks(plan);
+        }
+        plan
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn simplify_checks(plan: *mut pg_sys::PlannedStmt) {
+    // SAFETY: the plan is the hook's.
+    unsafe { checks::take_out_repeated(plan) }
 }
 
 unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {

@@ -44,7 +44,7 @@ use limits::{PlanLimits, Resource};
 use rights::Grant;
 pub use rights::{Rights, admit, rights, role_name};
 use scan::{Key, scan};
-pub use tables::{is_protected, known_protected};
+pub use tables::{is_protected, known_protected, policies_hold};
 
 /// A tenant, as far as every call needs it.
 pub struct Tenant {

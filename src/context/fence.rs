@@ -41,22 +41,30 @@ fn tag(id: TenantId) -> pg_sys::LOCKTAG {
 }
 
 /// Admits a writer: keeps a fence from closing until the transaction ends, and refuses behind a closed one.
+///
+/// `tenant` is what the registry says now: its invalidations have just been accepted.
 pub fn enter(tenant: &Tenant) -> Result<()> {
+    // The guarded declaration of pgrx costs more than the call, which every writer makes.
+    unsafe extern "C-unwind" {
+        fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    }
     // SAFETY: reads the backend's own state.
-    let now = unsafe { (local_transaction(), pg_sys::GetCurrentSubTransactionId()) };
+    let now = unsafe { (local_transaction(), GetCurrentSubTransactionId()) };
     let known = (now.0, now.1, tenant.id);
-    if SHARED.get() != Some(known) {
-        let tag = tag(tenant.id);
-        // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it.
-        unsafe { pg_sys::LockAcquire(&tag, pg_sys::ShareLock as i32, false, false) };
-        SHARED.set(Some(known));
-        registry::accept_invalidations();
+    if SHARED.get() == Some(known) {
+        return open(tenant);
     }
+    let tag = tag(tenant.id);
+    // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it.
+    unsafe { pg_sys::LockAcquire(&tag, pg_sys::ShareLock as i32, false, false) };
+    SHARED.set(Some(known));
+    registry::accept_invalidations();
     // A fence that closed while this waited is seen only now.
-    match registry::tenant(tenant.id)? {
-        Some(tenant) if tenant.status == Status::Fenced => Err(Error::Fenced(tenant.id)),
-        _ => Ok(()),
-    }
+    registry::tenant(tenant.id)?.map_or(Ok(()), |tenant| open(&tenant))
+}
+
+fn open(tenant: &Tenant) -> Result<()> {
+    if tenant.status == Status::Fenced { Err(Error::Fenced(tenant.id)) } else { Ok(()) }
 }
 
 unsafe fn local_transaction() -> pg_sys::LocalTransactionId {

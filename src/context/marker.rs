@@ -119,8 +119,13 @@ pub unsafe fn put_writer(context: pg_sys::MemoryContext, id: TenantId) {
 
 /// An empty marker in `context`.
 unsafe fn link(context: pg_sys::MemoryContext) -> *mut Marker {
-    // Raises nothing: the guard of pgrx's declaration would cost more than the call.
+    // Neither raises: the guard of pgrx's declarations would cost more than the calls.
     unsafe extern "C-unwind" {
+        fn MemoryContextAllocExtended(
+            context: pg_sys::MemoryContext,
+            size: pg_sys::Size,
+            flags: std::ffi::c_int,
+        ) -> *mut c_void;
         fn MemoryContextRegisterResetCallback(
             context: pg_sys::MemoryContext,
             callback: *mut pg_sys::MemoryContextCallback,
@@ -129,7 +134,13 @@ unsafe fn link(context: pg_sys::MemoryContext) -> *mut Marker {
     // SAFETY: the marker is written whole before it is linked, and unlinked by the callback before the
     // context frees it.
     unsafe {
-        let marker = pg_sys::MemoryContextAlloc(context, size_of::<Marker>()).cast::<Marker>();
+        let mut marker =
+            MemoryContextAllocExtended(context, size_of::<Marker>(), pg_sys::MCXT_ALLOC_NO_OOM as i32)
+                .cast::<Marker>();
+        if marker.is_null() {
+            // Again, to raise what the server says of it.
+            marker = pg_sys::MemoryContextAlloc(context, size_of::<Marker>()).cast();
+        }
         let next = FIRST.get();
         marker.write(Marker {
             callback: pg_sys::MemoryContextCallback {

@@ -94,8 +94,7 @@ unsafe fn reads_protected(plan: *mut pg_sys::PlannedStmt, roles_changed: bool) -
                 pg_sys::InvalidOid => registry::current_role(),
                 role => role,
             };
-            let holds = pg_sys::check_enable_rls((*entry).relid, role, true)
-                == pg_sys::CheckEnableRlsResult::RLS_ENABLED as c_int;
+            let holds = registry::policies_hold((*entry).relid, role);
             if !holds {
                 registry::catalog::remember_bypass(role);
             } else if roles_changed && registry::catalog::has_bypassed(role) {
@@ -133,12 +132,12 @@ unsafe fn entry(plan: *mut pg_sys::PlannedStmt, at: usize) -> *mut pg_sys::Range
 }
 
 /// An element of a list. The server's own function is guarded in pgrx, which every statement would pay for.
-unsafe fn cell(list: *mut pg_sys::List, at: usize) -> pg_sys::ListCell {
+pub unsafe fn cell(list: *mut pg_sys::List, at: usize) -> pg_sys::ListCell {
     // SAFETY: the caller stays within the list, whose elements are an array.
     unsafe { *(*list).elements.add(at) }
 }
 
-unsafe fn list_length(list: *mut pg_sys::List) -> usize {
+pub unsafe fn list_length(list: *mut pg_sys::List) -> usize {
     // SAFETY: an empty list is a null pointer.
     unsafe { if list.is_null() { 0 } else { (*list).length as usize } }
 }

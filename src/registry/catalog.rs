@@ -81,6 +81,8 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_s
     {
         GENERATION.set(GENERATION.get() + 1);
         CATALOG_VALID.set(false);
+    } else {
+        tables::forget_policies(relation);
     }
 }
 
