@@ -88,7 +88,7 @@ class Server:
         ).strip()
 
 
-def run(command, env=None, cwd=None, stdin=None, cpus=None):
+def run(command, env=None, cwd=None, stdin=None):
     done = subprocess.run(
         [str(word) for word in command],
         env=env,
@@ -96,7 +96,6 @@ def run(command, env=None, cwd=None, stdin=None, cpus=None):
         input="" if stdin is None else stdin,
         text=True,
         capture_output=True,
-        preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
     )
     if done.returncode != 0:
         raise Failure(f"{command[0]} failed:\n{(done.stdout + done.stderr).strip()}")
@@ -190,13 +189,7 @@ class Side:
             command = ["pgbench", "-n", "-M", self.protocol, "-T", seconds, "-c", clients, "-j", min(clients, 2)]
             command += [*defines, "-f", script.name]
             environment = self.server.client(self.database, self.user, self.options)
-            if clients == 1:
-                # On two CPUs a round trip is mostly the wake-up of an idle one, which may take five times as long
-                # as the work, or not, for seconds at a time.
-                with self.server.pinned():
-                    out = run(command, env=environment, cpus={ONE_CPU})
-            else:
-                out = run(command, env=environment)
+            out = run(command, env=environment)
         # The latency that pgbench prints has three digits of a millisecond: too few.
         rate = re.search(r"^tps = ([0-9.]+) \(without initial", out, re.M)
         failed = re.search(r"^number of failed transactions: ([1-9]\d*)", out, re.M)

@@ -89,8 +89,7 @@ def markdown(facts, lines, notes, chart):
         "## How it was measured",
         table(["", ""], [[name, value] for name, value in facts]),
         "*Time*: pgbench, prepared statements unless said, over a Unix socket; the median over rounds of the ratio"
-        " within a round. The sides alternate: ours, peer; peer, ours; … A single client shares one CPU with its server"
-        " process, so that it is the work that counts and not how long an idle CPU takes to wake up.\n\n"
+        " within a round. The sides alternate: ours, peer; peer, ours; …\n\n"
         "*Server CPU*: what the kernel charged to the server process, user and system, for a loop of calls in one"
         " `DO` block, the same loop on both sides.\n\n"
         "The app role is no superuser and owns nothing: it has what `tenant_grant` gives and the four privileges on"
