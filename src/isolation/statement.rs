@@ -132,12 +132,12 @@ unsafe fn entry(plan: *mut pg_sys::PlannedStmt, at: usize) -> *mut pg_sys::Range
 }
 
 /// An element of a list. The server's own function is guarded in pgrx, which every statement would pay for.
-pub unsafe fn cell(list: *mut pg_sys::List, at: usize) -> pg_sys::ListCell {
+pub(super) unsafe fn cell(list: *mut pg_sys::List, at: usize) -> pg_sys::ListCell {
     // SAFETY: the caller stays within the list, whose elements are an array.
     unsafe { *(*list).elements.add(at) }
 }
 
-pub unsafe fn list_length(list: *mut pg_sys::List) -> usize {
+pub(super) unsafe fn list_length(list: *mut pg_sys::List) -> usize {
     // SAFETY: an empty list is a null pointer.
     unsafe { if list.is_null() { 0 } else { (*list).length as usize } }
 }
