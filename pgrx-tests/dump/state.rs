@@ -86,7 +86,7 @@ macro_rules! privileges {
     ($acl:literal, $kind:literal, $owner:literal) => {
         concat!(
             "(SELECT string_agg(concat_ws('/', CASE WHEN g.rolsuper THEN 'superuser' ELSE coalesce(g.rolname, 'PUBLIC') END, ",
-            "x.privilege_type, x.is_grantable), ' ' ORDER BY g.rolname, x.privilege_type) ",
+            "x.privilege_type, x.is_grantable), ' ' ORDER BY g.rolsuper, g.rolname, x.privilege_type) ",
             "FROM aclexplode(coalesce(", $acl, ", acldefault(", $kind, ", ", $owner, "))) AS x ",
             "LEFT JOIN pg_roles AS g ON g.oid = x.grantee WHERE x.privilege_type <> 'MAINTAIN')"
         )
