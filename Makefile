@@ -12,10 +12,10 @@ override PG_CONFIG :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install run bench lint package clean setup
+.PHONY: help demo test install run bench bench-live lint package clean setup
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PG=15 (default), 16, 17 or 18 chooses the PostgreSQL; PG=16 needs PG_CONFIG=/path/to/pg_config too."
 	@echo "  All but install use a private PostgreSQL below ~/.cache/tenant_rls (root: /var/cache/tenant_rls; TENANT_RLS_CACHE moves it)."
@@ -45,6 +45,11 @@ bench: ## Measure, into bench/results/
 	@scripts/setup $(PG)
 	@scripts/install $(PG) run
 	@bench/run
+
+bench-live: ## How long writers wait while a table of 10 million rows is protected
+	@scripts/setup $(PG)
+	@scripts/install $(PG) run
+	@bench/live
 
 lint: ## rustfmt, clippy, rustdoc, cargo-deny, pgspot, shellcheck
 	@scripts/setup --lint $(PG)

@@ -36,6 +36,16 @@ fn isolation() {
 }
 
 #[test]
+fn repair() {
+    check("docs/repair.md");
+}
+
+#[test]
+fn lockdown() {
+    check("docs/lockdown.md");
+}
+
+#[test]
 fn quotas() {
     check("docs/quotas.md");
 }

@@ -94,6 +94,26 @@ fn a_restored_database_dumps_again() {
     assert_restored(&original, &copy);
 }
 
+/// A restored database is locked down as the original was, but for privileges of the database, and can be opened.
+#[test]
+fn a_lockdown_restores() {
+    let (original, scratch, programs) = (Place::new("public"), Scratch::new(), Programs::tested());
+    original.admin().run("CREATE EXTENSION tenant_rls; SELECT * FROM tenant_lockdown(true)");
+    let file = scratch.file("dump");
+    programs.dump(&original, &["--format=custom"], &file);
+    let copy = Place::new("public");
+    let mut admin = copy.admin();
+    let open = "SELECT has_function_privilege('public', 'pg_notify(text, text)', 'EXECUTE')";
+    assert!(admin.one::<bool>(open));
+    assert_eq!(programs.restore(&file, &copy, &["--exit-on-error"]), "");
+    assert!(!admin.one::<bool>(open));
+    let left: String =
+        admin.one("SELECT string_agg(split_part(statement, ' ON', 1), ', ') FROM tenant_lockdown()");
+    assert_eq!(left, "REVOKE TEMPORARY");
+    admin.run("SELECT * FROM tenant_lockdown_undo(true)");
+    assert!(admin.one::<bool>(open));
+}
+
 #[test]
 fn an_extension_in_another_schema_restores() {
     let (original, scratch, programs) = (Original::new("tenancy"), Scratch::new(), Programs::tested());

@@ -14,9 +14,11 @@ mod dump;
 mod gauge;
 mod invalidation;
 mod isolation;
+mod lockdown;
 mod privileges;
 mod quota;
 mod registry;
+mod repair;
 mod usage;
 
 /// What `cargo pgrx test` asks of a crate.

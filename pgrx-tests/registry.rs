@@ -614,6 +614,7 @@ fn direct_sql_is_recorded() {
         ("operators", "VALUES ('postgres')", "role_oid = 1"),
         ("protected_tables", "VALUES ('t', 't', 'c', 'uuid', true, '{}')", "forced = false"),
         ("attachments", "VALUES ('t', 't', 'users')", "root = 'tenant_rls.plans'"),
+        ("lockdowns", "VALUES ('DATABASE')", "acl = '{}'"),
     ] {
         admin
             .run(&format!("CREATE TEMP TABLE kept AS TABLE tenant_rls.{table}; TRUNCATE tenant_rls.changes"));
@@ -643,6 +644,7 @@ fn truncate_is_recorded() {
         "operators",
         "protected_tables",
         "attachments",
+        "lockdowns",
     ] {
         admin.run(&format!("TRUNCATE tenant_rls.{table}"));
     }
@@ -652,7 +654,7 @@ fn truncate_is_recorded() {
     );
     assert_eq!(
         recorded,
-        "attachments, billing_changes, grants, operators, overrides, plan_limits, plans, protected_tables, resources, tenants"
+        "attachments, billing_changes, grants, lockdowns, operators, overrides, plan_limits, plans, protected_tables, resources, tenants"
     );
 }
 

@@ -66,6 +66,8 @@ $$;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_protect(regclass, name, boolean) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_unprotect(regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_protect_schema(regnamespace) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_protect_plan(regclass, name) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_repair(regclass, boolean) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_attach(regclass, text) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_detach(regclass, text) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_reconcile(regclass) TO PUBLIC;

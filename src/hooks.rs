@@ -11,12 +11,13 @@ use pgrx::prelude::*;
 
 use crate::backend::Backend;
 use crate::context::marker;
-use crate::isolation::{checks, statement};
+use crate::isolation::{checks, lockdown, statement};
 use crate::tenant::TenantId;
 
 static PREVIOUS_PLANNER: Backend<Cell<pg_sys::planner_hook_type>> = Backend::new(Cell::new(None));
 static PREVIOUS_START: Backend<Cell<pg_sys::ExecutorStart_hook_type>> = Backend::new(Cell::new(None));
 static PREVIOUS_RUN: Backend<Cell<pg_sys::ExecutorRun_hook_type>> = Backend::new(Cell::new(None));
+static PREVIOUS_UTILITY: Backend<Cell<pg_sys::ProcessUtility_hook_type>> = Backend::new(Cell::new(None));
 
 /// Installs the hooks. Called once, when the library is loaded.
 pub fn init() {
@@ -28,6 +29,8 @@ pub fn init() {
         pg_sys::ExecutorStart_hook = Some(executor_start);
         PREVIOUS_RUN.set(pg_sys::ExecutorRun_hook);
         pg_sys::ExecutorRun_hook = Some(executor_run);
+        PREVIOUS_UTILITY.set(pg_sys::ProcessUtility_hook);
+        pg_sys::ProcessUtility_hook = Some(process_utility);
     }
 }
 
@@ -129,4 +132,43 @@ executor_run!(direction: pg_sys::ScanDirection::Type, count: u64);
 unsafe extern "C-unwind" fn check_again(query: *mut pg_sys::QueryDesc) {
     // SAFETY: the query is the hook's.
     unsafe { statement::check_again(query) }
+}
+
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    unsafe extern "C-unwind" {
+        fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+    // SAFETY: as in `executor_start`.
+    unsafe {
+        if lockdown::concerns((*statement).utilityStmt) {
+            check_command((*statement).utilityStmt);
+        }
+        let next = PREVIOUS_UTILITY.get().unwrap_or(standard_ProcessUtility);
+        next(statement, text, read_only_tree, context, parameters, environment, destination, completion);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_command(command: *mut pg_sys::Node) {
+    // SAFETY: the command is the hook's.
+    unsafe { lockdown::check(command) }
 }

@@ -7,7 +7,9 @@
 
 pub mod checks;
 pub mod guard;
+pub mod lockdown;
 pub mod policy;
+pub mod repair;
 pub mod rows;
 pub mod statement;
 pub mod table;
@@ -204,7 +206,7 @@ fn find_column(table: &Table, column: &str) -> Result<Column> {
 
 /// Counts rows without a tenant, all of them: policies that the table may have already do not hold here.
 fn check_nulls(table: &Table, name: &str, column: &Column) -> Result<()> {
-    if column.not_null {
+    if column.not_null || has_check(table, name) {
         return Ok(());
     }
     let sql = format!(
@@ -220,6 +222,19 @@ fn check_nulls(table: &Table, name: &str, column: &Column) -> Result<()> {
         return Ok(());
     }
     Err(Error::Nulls { relation: table.display.clone(), column: name.into(), count })
+}
+
+/// Whether a valid constraint says that the column is not null. The server then sets NOT NULL without reading a
+/// row, and large tables are protected in a moment.
+fn has_check(table: &Table, column: &str) -> bool {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT true FROM pg_catalog.pg_constraint AS c \
+          WHERE c.conrelid OPERATOR(pg_catalog.=) $1 AND c.contype OPERATOR(pg_catalog.=) 'c' AND c.convalidated \
+          AND pg_catalog.pg_get_expr(c.conbin, c.conrelid) \
+            OPERATOR(pg_catalog.=) pg_catalog.format('(%I IS NOT NULL)', $2)",
+        &[pg_sys::OIDOID, pg_sys::TEXTOID],
+    );
+    SELECT.execute(&[table.oid.into_datum(), column.into_datum()]) > 0
 }
 
 /// NOT NULL and the default, which a partitioned table hands to its partitions.
@@ -390,7 +405,7 @@ fn revoke_privileges(table: &Table, undo: &mut Undo) {
           ) AS x \
           WHERE x.grantee OPERATOR(pg_catalog.<>) x.relowner \
           AND x.privilege_type OPERATOR(pg_catalog.=) ANY \
-            (ARRAY['TRUNCATE', 'REFERENCES', 'TRIGGER']::pg_catalog.text[])",
+            (ARRAY['TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN']::pg_catalog.text[])",
         &[pg_sys::OIDOID, pg_sys::TEXTOID],
     );
     let mut grants = Vec::new();

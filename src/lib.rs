@@ -30,6 +30,8 @@ extension_sql_file!("../sql/context.sql", name = "context", requires = ["registr
 extension_sql_file!("../sql/isolation.sql", name = "isolation", requires = ["context"]);
 extension_sql_file!("../sql/quota.sql", name = "quota", requires = ["isolation"]);
 extension_sql_file!("../sql/usage.sql", name = "usage", requires = ["quota"]);
+extension_sql_file!("../sql/lockdown.sql", name = "lockdown", requires = ["usage"]);
+extension_sql_file!("../sql/repair.sql", name = "repair", requires = ["lockdown"]);
 extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 
 /// Called by the server when it loads the library.

@@ -42,7 +42,7 @@ pub use catalog::{
 pub use limits::{Kind, Quota, Source, limited_resources, no_quota, quota, resource};
 use limits::{PlanLimits, Resource};
 use rights::Grant;
-pub use rights::{Rights, admit, rights, role_name};
+pub use rights::{Rights, admit, may_act, rights, role_name};
 use scan::{Key, scan};
 pub use tables::{is_protected, known_protected, policies_hold};
 

@@ -237,6 +237,15 @@ fn find_catalog() -> Option<Catalog> {
     }
 }
 
+/// A table of ours that is asked for too rarely to be kept; `InvalidOid` where the SQL version does not have it.
+pub fn table(name: &str) -> pg_sys::Oid {
+    if !installed() {
+        return pg_sys::InvalidOid;
+    }
+    // SAFETY: a syscache lookup of a name that is a C string.
+    relation(name, unsafe { pg_sys::get_namespace_oid(c"tenant_rls".as_ptr(), true) })
+}
+
 /// Owner and schema of the extension, from `pg_extension` (oid, extname, extowner, extnamespace).
 fn extension_row(extension: pg_sys::Oid) -> Option<(pg_sys::Oid, pg_sys::Oid)> {
     let mut found = None;

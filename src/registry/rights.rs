@@ -65,6 +65,19 @@ fn has_role(role: pg_sys::Oid, of: pg_sys::Oid) -> bool {
     unsafe { pg_sys::has_privs_of_role(role, of) }
 }
 
+/// Whether the role, or one that it can become by SET ROLE, may act for some tenant.
+pub fn may_act(role: pg_sys::Oid) -> Result<bool> {
+    let catalog = catalog().ok_or(Error::NotInstalled)?;
+    let mut may = false;
+    scan(catalog.grants, pg_sys::InvalidOid, &[], |row| {
+        // SAFETY: looks role memberships up; both are only numbers to it.
+        may |= row
+            .get::<pg_sys::Oid>(scan::grants::ROLE_OID)
+            .is_some_and(|of| unsafe { pg_sys::is_member_of_role_nosuper(role, of) });
+    });
+    Ok(may)
+}
+
 fn grant_of(catalog: &Catalog, role: pg_sys::Oid, key: &Key) -> Grant {
     let mut grant = Grant::None;
     let key = match key {

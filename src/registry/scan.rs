@@ -71,6 +71,11 @@ pub mod protected_tables {
     pub const RELATION: i16 = 1;
 }
 
+/// Column numbers of `tenant_rls.lockdowns`.
+pub mod lockdowns {
+    pub const OBJECT: i16 = 1;
+}
+
 /// Column numbers of `tenant_rls.attachments`.
 pub mod attachments {
     pub const RESOURCE: i16 = 3;
