@@ -46,6 +46,11 @@ fn lockdown() {
 }
 
 #[test]
+fn prove() {
+    check("docs/prove.md");
+}
+
+#[test]
 fn quotas() {
     check("docs/quotas.md");
 }

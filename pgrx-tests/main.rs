@@ -16,6 +16,8 @@ mod invalidation;
 mod isolation;
 mod lockdown;
 mod privileges;
+mod prove;
+mod purge;
 mod quota;
 mod registry;
 mod repair;

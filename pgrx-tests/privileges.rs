@@ -35,6 +35,7 @@ function tenant_plan_limit_set(text,text,bigint,boolean,text,text)
 function tenant_protect(regclass,name,boolean)
 function tenant_protect_plan(regclass,name)
 function tenant_protect_schema(regnamespace)
+function tenant_prove(regrole)
 function tenant_quota_attach(regclass,text)
 function tenant_quota_check(text,bigint)
 function tenant_quota_consume(text,bigint,text)
@@ -58,6 +59,21 @@ function tenant_rls.invariants()
 function tenant_rls.is_restoring()
 function tenant_rls.lockdown_channels()
 function tenant_rls.lockdown_open()
+function tenant_rls.prove_as_owner(oid,text)
+function tenant_rls.prove_check(regrole)
+function tenant_rls.prove_copy(text,text,jsonb)
+function tenant_rls.prove_enter(oid,uuid,text)
+function tenant_rls.prove_judge(text,text,bigint,text,oid,boolean,oid[])
+function tenant_rls.prove_keys(oid,oid,text,text,text,text,uuid,jsonb,oid[])
+function tenant_rls.prove_table(oid,oid,text,boolean,uuid,bigint,uuid,bigint)
+function tenant_rls.prove_tripwire()
+function tenant_rls.prove_try(oid,uuid,text,boolean)
+function tenant_rls.prove_view(oid,oid,uuid,bigint)
+function tenant_rls.prove_worlds(oid,uuid,text)
+function tenant_rls.purge_crossing(uuid)
+function tenant_rls.purge_order()
+function tenant_rls.purge_registry(uuid)
+function tenant_rls.purge_uncovered()
 function tenant_rls.record_billing()
 function tenant_rls.record_change()
 function tenant_rls.record_truncate()
@@ -76,6 +92,7 @@ function tenant_rls.usage_of(uuid)
 function tenant_suspend(uuid,text)
 function tenant_unfence(uuid)
 function tenant_unprotect(regclass)
+procedure tenant_purge(uuid,integer)
 schema tenant_rls
 sequence tenant_rls.changes_change_id_seq
 table tenant_rls.attachments
@@ -148,6 +165,7 @@ EXECUTE tenant_list(text)
 EXECUTE tenant_plan_change(uuid,text)
 EXECUTE tenant_plan_define(text,text)
 EXECUTE tenant_plan_limit_set(text,text,bigint,boolean,text,text)
+EXECUTE tenant_purge(uuid,integer)
 EXECUTE tenant_quota_set(uuid,text,bigint,boolean,timestamp with time zone)
 EXECUTE tenant_quota_unset(uuid,text)
 EXECUTE tenant_resource_define(text,text,text,text)
@@ -431,6 +449,9 @@ fn end_of_tour(admin: &mut Client, role: &str) {
          SELECT tenant_revoke('{role}'), tenant_revoke('{role}', '{A}'), tenant_revoke_operator('{role}');
          SELECT tenant_delete('{B}')"
     ));
+    admin.run(&format!("CALL tenant_purge('{B}')"));
+    let verdicts = admin.rows(&format!("SELECT verdict FROM tenant_prove('{role}')"));
+    assert_eq!(verdicts.iter().filter(|row| row.get::<_, &str>(0) == "isolated").count(), 9);
     assert_eq!(admin.rows("SELECT 1 FROM tenant_quota_invariants").len(), 0);
 }
 

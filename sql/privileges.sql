@@ -19,7 +19,7 @@ BEGIN
             AND p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[
                 'current_tenant', 'current_tenant_key', 'required_tenant', 'required_tenant_key']::pg_catalog.name[]))
     LOOP
-        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+        EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
     END LOOP;
     -- Tables and the sequence too: the default privileges of the installing role may have opened them.
     FOR v IN

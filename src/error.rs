@@ -48,7 +48,11 @@ pub enum Error {
     /// The tenant has no bigint key, and a table needs one.
     NoKey(TenantId),
     /// Writers of the tenant were still open when the time was up.
-    StillWriting { tenant: TenantId, waited: String },
+    StillWriting { tenant: TenantId, waited: String, hint: &'static str },
+    /// A procedure that commits was called in a transaction block.
+    InTransactionBlock { what: &'static str },
+    /// Something keeps the tenant from being erased as a whole.
+    CannotPurge { tenant: TenantId, why: String, hint: &'static str },
     /// The tenant, plan, resource … exists already.
     Exists { what: &'static str, name: String, hint: &'static str },
     /// The plan, resource … does not exist.
@@ -215,11 +219,23 @@ impl Error {
                 format!("Tenant {tenant} was created without a tenant_key, which bigint and integer columns need."),
                 "Set tenant_rls.tenants.tenant_key of this tenant.".into(),
             ),
-            Error::StillWriting { tenant, waited } => (
+            Error::StillWriting { tenant, waited, hint } => (
                 ERRCODE_OBJECT_IN_USE,
                 "the tenant still has writers".into(),
                 format!("Transactions that write for tenant {tenant} were still open after {waited}."),
-                "End them, or call again with a longer timeout. Nothing was changed.".into(),
+                (*hint).into(),
+            ),
+            Error::InTransactionBlock { what } => (
+                ERRCODE_ACTIVE_SQL_TRANSACTION,
+                format!("{what} cannot run inside a transaction block"),
+                "It commits as it goes.".into(),
+                "Call it on its own, outside BEGIN and COMMIT, functions and strings of several statements.".into(),
+            ),
+            Error::CannotPurge { tenant, why, hint } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("tenant \"{tenant}\" cannot be purged"),
+                why.clone(),
+                (*hint).into(),
             ),
             Error::Exists { what, name, hint } => (
                 ERRCODE_DUPLICATE_OBJECT,

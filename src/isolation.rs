@@ -9,6 +9,7 @@ pub mod checks;
 pub mod guard;
 pub mod lockdown;
 pub mod policy;
+mod prove;
 pub mod repair;
 pub mod rows;
 pub mod statement;

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! A subject is one file, the folder of its parts, one SQL file and one test file, all of one name. Imports run
-//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`]) → [`context`] → [`registry`] → `plan`,
+//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`], [`purge`]) → [`context`] → [`registry`] → `plan`,
 //! `gucs`, `error`, [`tenant`]. Files marked "Pure" import nothing of the server.
 
 // Rights travel between functions as `Result`, whose error is an enum with the facts of the message.
@@ -18,6 +18,7 @@ mod gucs;
 mod hooks;
 pub mod isolation;
 mod plan;
+pub mod purge;
 pub mod quota;
 pub mod registry;
 pub mod tenant;
@@ -32,6 +33,8 @@ extension_sql_file!("../sql/quota.sql", name = "quota", requires = ["isolation"]
 extension_sql_file!("../sql/usage.sql", name = "usage", requires = ["quota"]);
 extension_sql_file!("../sql/lockdown.sql", name = "lockdown", requires = ["usage"]);
 extension_sql_file!("../sql/repair.sql", name = "repair", requires = ["lockdown"]);
+extension_sql_file!("../sql/purge.sql", name = "purge", requires = ["repair"]);
+extension_sql_file!("../sql/prove.sql", name = "prove", requires = ["purge"]);
 extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 
 /// Called by the server when it loads the library.

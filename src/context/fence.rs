@@ -59,8 +59,13 @@ pub fn enter(tenant: &Tenant) -> Result<()> {
     unsafe { pg_sys::LockAcquire(&tag, pg_sys::ShareLock as i32, false, false) };
     SHARED.set(Some(known));
     registry::accept_invalidations();
-    // A fence that closed while this waited is seen only now.
-    registry::tenant(tenant.id)?.map_or(Ok(()), |tenant| open(&tenant))
+    // What happened while this waited is seen only now.
+    match registry::tenant(tenant.id)? {
+        Some(now) if now.created_at != tenant.created_at => Err(Error::Reborn(tenant.id)),
+        Some(now) => open(&now),
+        // Purged while this waited: whatever is written now would stay for ever.
+        None => Err(Error::Deleted(tenant.id)),
+    }
 }
 
 fn open(tenant: &Tenant) -> Result<()> {
@@ -103,9 +108,36 @@ pub fn close(id: TenantId, timeout_ms: i64) -> Result<()> {
         .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| false)
         .execute();
         if !got {
-            return Err(Error::StillWriting { tenant: id, waited: format!("{timeout_ms} ms") });
+            return Err(Error::StillWriting {
+                tenant: id,
+                waited: format!("{timeout_ms} ms"),
+                hint: "End them, or call again with a longer timeout. Nothing was changed.",
+            });
         }
         pg_sys::AtEOXact_GUC(true, level);
     }
     Ok(())
+}
+
+/// Waits for the transactions that have written, or locked for writing, one of the tables; holds up nobody. Answers
+/// false if the lock_timeout of the session was over first.
+pub fn wait_for_older_writers(tables: &[pg_sys::Oid]) -> bool {
+    PgTryBuilder::new(|| {
+        for table in tables {
+            let tag = pg_sys::LOCKTAG {
+                // SAFETY: reads a variable of the backend.
+                locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+                locktag_field2: table.to_u32(),
+                locktag_field3: 0,
+                locktag_field4: 0,
+                locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
+                locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+            };
+            // SAFETY: the tag is complete. Writers hold ROW EXCLUSIVE, which conflicts with SHARE, to their end.
+            unsafe { pg_sys::WaitForLockers(tag, pg_sys::ShareLock as i32, false) };
+        }
+        true
+    })
+    .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| false)
+    .execute()
 }

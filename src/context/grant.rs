@@ -40,6 +40,7 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
     "tenant_billing_set(uuid, timestamptz, text)",
     "tenant_quota_set(uuid, text, bigint, boolean, timestamptz)",
     "tenant_quota_unset(uuid, text)",
+    "tenant_purge(uuid, integer)",
 ];
 
 /// What an operator reads.
@@ -170,7 +171,7 @@ fn give(role: &str, functions: &[&str], views: &[&str]) -> Result<()> {
     let role = quote_ident(role);
     as_owner(|| {
         execute_text(&format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_ident(&schema)));
-        execute_text(&format!("GRANT EXECUTE ON FUNCTION {} TO {role}", in_schema(&schema, functions)));
+        execute_text(&format!("GRANT EXECUTE ON ROUTINE {} TO {role}", in_schema(&schema, functions)));
         execute_text(&format!("GRANT SELECT ON {} TO {role}", in_schema(&schema, views)));
     })
 }
@@ -180,7 +181,7 @@ fn take(role: &str, functions: &[&str], views: &[&str]) -> Result<()> {
     let schema = registry::extension_schema()?;
     let role = quote_ident(role);
     as_owner(|| {
-        execute_text(&format!("REVOKE EXECUTE ON FUNCTION {} FROM {role}", in_schema(&schema, functions)));
+        execute_text(&format!("REVOKE EXECUTE ON ROUTINE {} FROM {role}", in_schema(&schema, functions)));
         execute_text(&format!("REVOKE SELECT ON {} FROM {role}", in_schema(&schema, views)));
     })
 }

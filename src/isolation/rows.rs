@@ -69,6 +69,13 @@ impl Name {
     }
 }
 
+/// The condition that a row `t` of the table belongs to the tenant; `None` when none can, for lack of a key.
+pub fn belongs_to(id: TenantId, protected: &Protected) -> Result<Option<String>> {
+    let column = quote_ident(&protected.column);
+    let name = Name::of(id, protected.key)?;
+    Ok(name.map(|name| format!("t.{column} OPERATOR(pg_catalog.=) {}", name.literal())))
+}
+
 /// Rows, and their bytes as tuples.
 #[derive(Clone, Copy, Default)]
 pub struct Size {
@@ -107,15 +114,9 @@ pub fn measure(
 ) -> Result<BTreeMap<Name, Size>> {
     let filter = match tenant {
         None => String::new(),
-        Some(id) => match Name::of(id, protected.key)? {
+        Some(id) => match belongs_to(id, protected)? {
             None => return Ok(BTreeMap::new()),
-            Some(name) => {
-                format!(
-                    "WHERE t.{} OPERATOR(pg_catalog.=) {}",
-                    quote_ident(&protected.column),
-                    name.literal()
-                )
-            }
+            Some(condition) => format!("WHERE {condition}"),
         },
     };
     let bytes = "pg_catalog.sum(pg_catalog.pg_column_size(t.*))";

@@ -1,0 +1,411 @@
+//! Erasing a deleted tenant: `CALL tenant_purge(tenant)`.
+//!
+//! # Order
+//!
+//! First everything that would keep the tenant from being erased as a whole is looked for; what is found raises, and
+//! nothing has been erased. Then the tables are emptied, those that refer to others first, a batch a transaction.
+//! Then the transactions that have written to these tables are waited for, and the tables emptied of what those
+//! have left. Last, in one transaction, it is looked again, and the tenant itself goes with its usage, limits and
+//! grants.
+//!
+//! Every transaction begins with the fence: it waits for writers of the tenant, and for another purge of it.
+//! Rows are deleted with the rights of the table's owner, as by foreign keys, so triggers of users get no more.
+
+use std::collections::BTreeMap;
+
+use pgrx::prelude::*;
+use pgrx::{JsonB, Uuid, pg_sys};
+
+use crate::context::fence;
+use crate::error::{Error, Result, or_raise};
+use crate::isolation::policy::quote_ident;
+use crate::isolation::rows;
+use crate::isolation::table::{self, Table};
+use crate::plan::{CachedPlan, as_owner, as_table_owner, execute_text, run_text};
+use crate::registry::{self, FUNCTION_INFO};
+use crate::tenant::{Status, TenantId};
+
+/// How often tables are emptied of rows that triggers have put back before that is called an obstacle.
+const MOST_PASSES: usize = 4;
+
+/// The deleted tenant.
+struct Purge {
+    id: TenantId,
+    /// Tells it from a successor of the same id.
+    created_at: i64,
+    batch_size: i64,
+    /// Rows erased so far, by table.
+    erased: BTreeMap<String, i64>,
+}
+
+/// A table that rows can lie in, and the condition that they belong to the tenant.
+struct Part {
+    table: Table,
+    condition: String,
+}
+
+/// Tables that are emptied one by one, or have to be emptied by one statement.
+struct Step {
+    parts: Vec<Part>,
+    together: bool,
+}
+
+/// `CALL tenant_purge(tenant, batch_size)`.
+///
+/// # Safety
+///
+/// Called by the server alone.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn tenant_purge(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the server hands a valid call of a procedure with two arguments; CALL leaves its context there.
+    let (tenant, batch_size, atomic) = unsafe {
+        let context = (*fcinfo).context;
+        let atomic = context.is_null()
+            || (*context).type_ != pg_sys::NodeTag::T_CallContext
+            || (*context.cast::<pg_sys::CallContext>()).atomic;
+        (pgrx::pg_getarg::<Uuid>(fcinfo, 0), pgrx::pg_getarg::<i32>(fcinfo, 1), atomic)
+    };
+    or_raise(run(tenant, batch_size, atomic));
+    pg_sys::Datum::null()
+}
+
+/// Version record of [`tenant_purge`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_tenant_purge() -> *const pg_sys::Pg_finfo_record {
+    &FUNCTION_INFO
+}
+
+fn run(tenant: Option<Uuid>, batch_size: Option<i32>, atomic: bool) -> Result<()> {
+    let tenant = tenant.ok_or(Error::Null("the tenant"))?;
+    let batch_size = i64::from(batch_size.ok_or(Error::Null("the batch size"))?);
+    if batch_size < 1 {
+        return Err(Error::Invalid {
+            what: "batch size",
+            value: batch_size.to_string(),
+            hint: "Use the number of rows of a transaction, at least one.".into(),
+        });
+    }
+    if atomic {
+        return Err(Error::InTransactionBlock { what: "CALL tenant_purge" });
+    }
+    let id = TenantId::from_bytes(*tenant.as_bytes());
+    let created_at = deleted_tenant(id)?;
+    let mut purge = Purge { id, created_at, batch_size, erased: BTreeMap::new() };
+    // SAFETY: the call allows commits. Paired with the finish below; after an error the end of the transaction
+    // closes the connection.
+    unsafe {
+        pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32);
+    }
+    purge.erase()?;
+    // SAFETY: as above.
+    unsafe { pg_sys::SPI_finish() };
+    Ok(())
+}
+
+/// When the tenant, which must be deleted, was registered.
+fn deleted_tenant(id: TenantId) -> Result<i64> {
+    registry::accept_invalidations();
+    let tenant = registry::tenant(id)?.ok_or(Error::UnknownTenant(id))?;
+    match tenant.status {
+        Status::Deleted => Ok(tenant.created_at),
+        status => Err(Error::WrongStatus {
+            tenant: id,
+            status: status.as_str(),
+            hint: "Call tenant_delete(tenant) first, and commit.",
+        }),
+    }
+}
+
+/// Ends the transaction and begins the next.
+fn commit() {
+    // SAFETY: SPI is connected for this, and nothing here holds on to the transaction.
+    unsafe {
+        pg_sys::SPI_commit();
+        pg_sys::EnsurePortalSnapshotExists();
+    }
+}
+
+impl Purge {
+    fn erase(&mut self) -> Result<()> {
+        self.begin()?;
+        self.check_covered(false)?;
+        let steps = self.steps()?;
+        for part in steps.iter().flat_map(|step| &step.parts) {
+            self.count(part);
+        }
+        commit();
+        for pass in 0..MOST_PASSES {
+            let mut deleted = 0;
+            for step in &steps {
+                deleted += if step.together { self.empty_together(step)? } else { self.empty_parts(step)? };
+            }
+            // Those that come after the first pass are as empty as what was waited for has left them.
+            if pass > 0 && deleted == 0 {
+                break;
+            }
+            if pass == 0 {
+                self.wait(&steps)?;
+            }
+        }
+        self.finish(&steps)
+    }
+
+    /// The fence, and deferred checks at once: later they would run with the rights of the caller.
+    fn begin(&self) -> Result<()> {
+        const HINT: &str = "End them and call again, with another lock_timeout if need be. What was erased so far stays erased.";
+        // SAFETY: reads a setting.
+        let timeout = i64::from(unsafe { pg_sys::LockTimeout });
+        fence::close(self.id, timeout).map_err(|error| match error {
+            Error::StillWriting { tenant, waited, .. } => Error::StillWriting { tenant, waited, hint: HINT },
+            error => error,
+        })?;
+        if deleted_tenant(self.id)? != self.created_at {
+            return Err(Error::Reborn(self.id));
+        }
+        execute_text("SET CONSTRAINTS ALL IMMEDIATE");
+        Ok(())
+    }
+
+    /// Waits for the transactions that may have left rows without the fence: those that policies do not hold for.
+    fn wait(&self, steps: &[Step]) -> Result<()> {
+        let tables: Vec<_> = steps.iter().flat_map(|step| &step.parts).map(|part| part.table.oid).collect();
+        if !fence::wait_for_older_writers(&tables) {
+            // SAFETY: reads a setting.
+            let waited = format!("{} ms", unsafe { pg_sys::LockTimeout });
+            return Err(Error::StillWriting {
+                tenant: self.id,
+                waited,
+                hint: "Any transaction that has written to a protected table is waited for. End them and call again. \
+                       What was erased so far stays erased.",
+            });
+        }
+        commit();
+        Ok(())
+    }
+
+    fn obstacle(&self, why: String, hint: &'static str) -> Error {
+        Error::CannotPurge { tenant: self.id, why, hint }
+    }
+
+    /// Refuses what would leave rows of the tenant behind, or take those of others along.
+    fn check_covered(&self, at_the_end: bool) -> Result<()> {
+        static UNCOVERED: CachedPlan = CachedPlan::new(
+            c"SELECT u.relation, u.tenant_column, u.key_type, u.stored FROM tenant_rls.purge_uncovered() AS u",
+            &[],
+        );
+        static CROSSING: CachedPlan =
+            CachedPlan::new(c"SELECT tenant_rls.purge_crossing($1)", &[pg_sys::UUIDOID]);
+        let mut uncovered = Vec::new();
+        as_owner(|| {
+            UNCOVERED.run(&[], |row| {
+                let text = |column| row.get::<String>(column).unwrap_or_default();
+                let stored = row.get::<bool>(4).unwrap_or(false);
+                uncovered.extend(row.get::<pg_sys::Oid>(1).map(|oid| (oid, text(2), text(3), stored)));
+            });
+        })?;
+        for (oid, column, key_type, stored) in uncovered {
+            if stored && !at_the_end {
+                continue;
+            }
+            let relation = table::find(oid)?;
+            if self.holds_rows(&relation, &column, &key_type)? {
+                return Err(self.obstacle(
+                    format!(
+                        "{} is not protected and has rows of the tenant in column \"{column}\".",
+                        relation.qualified
+                    ),
+                    if stored {
+                        "REFRESH the materialized view, then call again."
+                    } else {
+                        "Delete the rows, or protect the table with tenant_protect(table), then call again. \
+                         Nothing was erased."
+                    },
+                ));
+            }
+        }
+        let id = Uuid::from_bytes(*self.id.as_bytes());
+        match as_owner(|| CROSSING.first(&[id.into_datum()], |row| row.get::<String>(1)))?.flatten() {
+            Some(why) => Err(self.obstacle(why, "Delete or change these rows, then call again.")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a relation that is not protected has rows of the tenant; read with the rights of its owner.
+    fn holds_rows(&self, relation: &Table, column: &str, key_type: &str) -> Result<bool> {
+        let key = registry::tenant(self.id)?.and_then(|tenant| tenant.key);
+        let column = format!("t.{}", quote_ident(column));
+        let condition = match (key_type, key) {
+            ("uuid", _) => format!("{column} OPERATOR(pg_catalog.=) '{}'::pg_catalog.uuid", self.id),
+            ("bigint" | "integer" | "smallint", None) => return Ok(false),
+            ("bigint" | "integer" | "smallint", Some(key)) => {
+                format!("{column} OPERATOR(pg_catalog.=) ({key})::pg_catalog.int8")
+            }
+            (_, key) => format!(
+                "pg_catalog.lower({column}::pg_catalog.text) OPERATOR(pg_catalog.=) \
+                 ANY (ARRAY['{}', '{}']::pg_catalog.text[])",
+                self.id,
+                key.map(|key| key.to_string()).unwrap_or_default()
+            ),
+        };
+        let sql = format!("SELECT FROM {} AS t WHERE {condition} LIMIT 1", relation.qualified);
+        Ok(as_table_owner(relation.owner, || execute_text(&sql)) > 0)
+    }
+
+    fn steps(&self) -> Result<Vec<Step>> {
+        static ORDER: CachedPlan = CachedPlan::new(
+            c"SELECT o.step, o.root, o.together FROM tenant_rls.purge_order() AS o ORDER BY 1, 2",
+            &[],
+        );
+        let mut roots = Vec::new();
+        as_owner(|| {
+            ORDER.run(&[], |row| {
+                let step = row.get::<i64>(1).unwrap_or_default();
+                roots.extend(row.get::<pg_sys::Oid>(2).map(|root| (step, root, row.get(3).unwrap_or(true))));
+            });
+        })?;
+        let mut steps: BTreeMap<i64, Step> = BTreeMap::new();
+        for (number, root, together) in roots {
+            let Some(protected) = table::protected(root)? else { continue };
+            let Some(condition) = rows::belongs_to(self.id, &protected)? else { continue };
+            let step = steps.entry(number).or_insert_with(|| Step { parts: Vec::new(), together });
+            for member in table::tree(root) {
+                let table = table::find(member)?;
+                // The rows of a partitioned table lie in its partitions.
+                if table.kind != 'p' {
+                    step.parts.push(Part { table, condition: condition.clone() });
+                }
+            }
+        }
+        for step in steps.values().filter(|step| step.together) {
+            if step.parts.iter().any(|part| part.table.owner != step.parts[0].table.owner) {
+                let tables: Vec<_> = step.parts.iter().map(|part| part.table.qualified.as_str()).collect();
+                return Err(self.obstacle(
+                    format!("Tables {} refer to each other and have different owners.", tables.join(", ")),
+                    "Give them one owner, or delete the rows of the tenant by hand. Nothing was erased.",
+                ));
+            }
+        }
+        Ok(steps.into_values().collect())
+    }
+
+    fn count(&self, part: &Part) -> i64 {
+        let Part { table, condition } = part;
+        let sql = format!("SELECT pg_catalog.count(*) FROM ONLY {} AS t WHERE {condition}", table.qualified);
+        let mut count = 0;
+        as_table_owner(table.owner, || {
+            run_text(&sql, &[], &[], |row| count = row.get::<i64>(1).unwrap_or_default());
+        });
+        count
+    }
+
+    fn note(&mut self, part: &Part, rows: i64) {
+        *self.erased.entry(part.table.qualified.clone()).or_default() += rows;
+    }
+
+    /// Empties table after table, a batch a transaction. What comes back meanwhile is left for another pass.
+    fn empty_parts(&mut self, step: &Step) -> Result<i64> {
+        let mut deleted = 0;
+        for part in &step.parts {
+            self.begin()?;
+            let mut left = self.count(part);
+            self.note(part, 0);
+            while left > 0 {
+                let rows = self.delete_batch(part);
+                self.note(part, rows);
+                commit();
+                self.begin()?;
+                // A trigger or a rule keeps the rows, which is found out at the end.
+                left = if rows == 0 { 0 } else { left - rows };
+                deleted += rows;
+            }
+            commit();
+        }
+        Ok(deleted)
+    }
+
+    fn delete_batch(&self, part: &Part) -> i64 {
+        let Part { table: Table { qualified, owner, kind, .. }, condition } = part;
+        let sql = if *kind == 'f' {
+            format!("DELETE FROM ONLY {qualified} AS t WHERE {condition}")
+        } else {
+            format!(
+                "DELETE FROM ONLY {qualified} AS t WHERE {condition} AND t.ctid OPERATOR(pg_catalog.=) ANY (ARRAY( \
+                   SELECT t.ctid FROM ONLY {qualified} AS t WHERE {condition} LIMIT {}))",
+                self.batch_size
+            )
+        };
+        as_table_owner(*owner, || execute_text(&sql)) as i64
+    }
+
+    /// Empties tables that refer to each other, or to themselves: the checks come when all rows are gone.
+    fn empty_together(&mut self, step: &Step) -> Result<i64> {
+        self.begin()?;
+        let deletes: Vec<String> = step
+            .parts
+            .iter()
+            .enumerate()
+            .map(|(number, Part { table, condition })| {
+                format!(
+                    "d{number} AS (DELETE FROM ONLY {} AS t WHERE {condition} RETURNING 1)",
+                    table.qualified
+                )
+            })
+            .collect();
+        let counts: Vec<String> =
+            (0..deletes.len()).map(|number| format!("(SELECT pg_catalog.count(*) FROM d{number})")).collect();
+        let sql = format!("WITH {} SELECT {}", deletes.join(", "), counts.join(", "));
+        let mut rows = Vec::new();
+        as_table_owner(step.parts[0].table.owner, || {
+            run_text(&sql, &[], &[], |row| {
+                rows.extend(
+                    (1..=counts.len() as i32).map(|column| row.get::<i64>(column).unwrap_or_default()),
+                );
+            });
+        });
+        commit();
+        for (part, rows) in step.parts.iter().zip(&rows) {
+            self.note(part, *rows);
+        }
+        Ok(rows.iter().sum())
+    }
+
+    /// Looks again, and erases the tenant itself.
+    fn finish(&self, steps: &[Step]) -> Result<()> {
+        static REGISTRY: CachedPlan = CachedPlan::new(
+            c"SELECT r.relation, r.deleted FROM tenant_rls.purge_registry($1) AS r",
+            &[pg_sys::UUIDOID],
+        );
+        static RECORD: CachedPlan = CachedPlan::new(
+            c"INSERT INTO tenant_rls.changes (acting_as, relation, command, old_row) \
+              VALUES ($1, 'tenants', 'PURGE', $2)",
+            &[pg_sys::TEXTOID, pg_sys::JSONBOID],
+        );
+        self.begin()?;
+        self.check_covered(true)?;
+        for part in steps.iter().flat_map(|step| &step.parts) {
+            let rows = self.count(part);
+            if rows > 0 {
+                return Err(self.obstacle(
+                    format!("{rows} rows of the tenant are in table {} again, or still.", part.table.qualified),
+                    "Look for writers with BYPASSRLS, and for triggers or rules that keep rows, then call again.",
+                ));
+            }
+        }
+        let id = Uuid::from_bytes(*self.id.as_bytes());
+        let mut erased = self.erased.clone();
+        as_owner(|| {
+            REGISTRY.run(&[id.into_datum()], |row| {
+                let table = format!("tenant_rls.{}", row.get::<String>(1).unwrap_or_default());
+                erased.insert(table, row.get(2).unwrap_or_default());
+            });
+        })?;
+        for (table, rows) in &erased {
+            pgrx::notice!("table {table}: {rows} rows erased");
+        }
+        let record = serde_json::json!({ "tenant_id": self.id.to_string(), "erased": erased });
+        let role = registry::role_name(registry::acting_role());
+        as_owner(|| RECORD.execute(&[role.into_datum(), JsonB(record).into_datum()]))?;
+        Ok(())
+    }
+}
