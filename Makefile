@@ -12,7 +12,7 @@ override PG_CONFIG :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install run bench bench-live lint package clean setup
+.PHONY: help demo test test-pool install run bench bench-live lint package clean setup
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,10 @@ demo: ## A private throwaway cluster with a tour; leaves it running
 test: ## Everything; TESTNAME=… for the tests with that in their name
 	@scripts/setup 15 $(filter-out 15,$(PG))
 	@scripts/test $(PG) $(TESTNAME)
+
+test-pool: ## 200 clients over PgBouncer, a minute in each mode
+	@scripts/setup 15 $(filter-out 15,$(PG))
+	@TENANT_RLS_POOL_SECONDS=60 scripts/test $(PG) mode_mixes_nothing --nocapture
 
 install: ## Build a release and install it into PG_CONFIG=… (default: the first pg_config in PATH)
 	@scripts/setup

@@ -24,21 +24,33 @@ impl Cluster {
 
     /// As [`Cluster::start`], of the version whose programs are in that directory.
     pub fn of(programs: &str, settings: &[&str]) -> Cluster {
-        let directory = run("mktemp", &["-d", "/tmp/tenant_rls-cluster.XXXXXX"]).trim().to_string();
-        let port =
-            TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a port").port();
-        let cluster = Cluster { programs: programs.into(), directory, port, running: Cell::new(false) };
+        let cluster = Cluster::place(programs);
         let data = cluster.data();
         cluster.program("initdb", &["-D", &data, "-U", "postgres", "-A", "trust", "-N", "-k", "-E", "UTF8"]);
-        let mut lines =
-            vec!["fsync = off".to_string(), format!("port = {port}"), "unix_socket_directories = ''".into()];
+        let mut lines = vec![
+            "fsync = off".to_string(),
+            format!("port = {}", cluster.port),
+            "unix_socket_directories = ''".into(),
+        ];
         lines.extend(settings.iter().map(|line| line.to_string()));
-        for line in lines {
-            let append = "printf '%s\\n' \"$1\" >> \"$2\"";
-            run("sh", &["-c", append, "sh", &line, &format!("{data}/postgresql.conf")]);
-        }
+        cluster.configure(&lines);
         cluster.up();
         cluster
+    }
+
+    /// A directory and a port.
+    fn place(programs: &str) -> Cluster {
+        let directory = run("mktemp", &["-d", "/tmp/tenant_rls-cluster.XXXXXX"]).trim().to_string();
+        let port = free_port();
+        Cluster { programs: programs.into(), directory, port, running: Cell::new(false) }
+    }
+
+    /// Adds lines to its postgresql.conf; the last one of a name counts.
+    fn configure(&self, lines: &[String]) {
+        for line in lines {
+            let append = "printf '%s\\n' \"$1\" >> \"$2\"";
+            run("sh", &["-c", append, "sh", line, &format!("{}/postgresql.conf", self.data())]);
+        }
     }
 
     /// Starts it again.
@@ -71,6 +83,29 @@ impl Cluster {
         config.connect(NoTls).expect("the cluster answers")
     }
 
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        run("cat", &[&format!("{}/log", self.directory)])
+    }
+
+    /// A running standby that streams from this cluster.
+    pub fn standby(&self) -> Cluster {
+        let standby = Cluster::place(&self.programs);
+        let source = format!("host=127.0.0.1 port={} user=postgres", self.port);
+        standby.program(
+            "pg_basebackup",
+            &["-D", &standby.data(), "-d", &source, "-R", "-X", "stream", "-c", "fast", "-N"],
+        );
+        standby.configure(&[format!("port = {}", standby.port)]);
+        standby.up();
+        standby
+    }
+
+    /// Ends the recovery of a standby.
+    pub fn promote(&self) {
+        self.program("pg_ctl", &["-D", &self.data(), "-s", "-w", "promote"]);
+    }
+
     /// Its data directory.
     pub fn data(&self) -> String {
         format!("{}/data", self.directory)
@@ -88,6 +123,11 @@ impl Drop for Cluster {
         }
         run("rm", &["-rf", &self.directory]);
     }
+}
+
+/// A port on which nobody listens.
+pub fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a port").port()
 }
 
 /// The directory with the programs of the test server.

@@ -1,8 +1,12 @@
 //! The tenant of a session: what it is, how long it lasts, and what brings it back.
 
 mod grants;
+mod log;
 mod missing;
+mod pooler;
+mod standby;
 mod statement;
+mod switch;
 mod values;
 mod ways;
 

@@ -330,3 +330,29 @@ fn an_update_to_the_same_version_changes_nothing() {
     original.place.admin().run("ALTER EXTENSION tenant_rls UPDATE");
     assert_restored(&original, &original.place);
 }
+
+/// A role that is subject to the policies dumps the rows of its tenant, and nothing without one.
+#[test]
+fn a_tenant_dumps_its_own_rows() {
+    let db = crate::harness::Db::with_orders();
+    let (host, port) = db.address();
+    let program = format!("{}/pg_dump", Programs::tested().path());
+    let dump = |options: &str| {
+        let port = port.to_string();
+        let app = db.app();
+        let arguments = ["--enable-row-security", "--data-only", "-t", "orders", "-h", host, "-p", &port];
+        let mut command = command(&program);
+        command.args(arguments).args(["-U", &app, db.name()]).env("PGOPTIONS", options);
+        command.output().expect("pg_dump")
+    };
+    for (tenant, own, others) in
+        [(A, ["\ta1\n", "\ta2\n"], "\tb"), (crate::harness::B, ["\tb3\n", "\tb4\n"], "\ta")]
+    {
+        let output = dump(&format!("-c app.current_tenant={tenant}"));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rows = String::from_utf8_lossy(&output.stdout);
+        assert!(own.iter().all(|row| rows.contains(row)), "{rows}");
+        assert!(!rows.contains(others), "{rows}");
+    }
+    assert!(!dump("").status.success(), "without a tenant");
+}

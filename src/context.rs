@@ -4,11 +4,13 @@
 //! [`setting`] for the ways in, `current` for what policies call, [`marker`] for the rule that one statement
 //! sees one tenant, [`grant`] for who may act for whom.
 
+pub mod carrier;
 mod current;
 pub mod fence;
 pub mod grant;
 pub mod marker;
 pub mod setting;
+pub mod switch_log;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -54,6 +56,7 @@ pub fn held() -> Result<Option<Rc<Tenant>>> {
     if value.created_at != 0 && value.created_at != tenant.created_at {
         return Err(Error::Reborn(id));
     }
+    carrier::act_for(id, || Ok(registry::rights(role)?.bypasses))?;
     *HELD.borrow_mut() =
         Some(Held { registry: before, setting: setting::generation(), role, tenant: tenant.clone() });
     Ok(Some(tenant))

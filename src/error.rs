@@ -19,6 +19,10 @@ pub enum Error {
     ChangedInStatement,
     /// Another tenant was asked for while a statement that has used the old one is open.
     SwitchInStatement,
+    /// Another tenant was asked for while a cursor of the session holds rows of the old one.
+    SwitchWithCursor,
+    /// Another tenant was asked for while a temporary table may hold rows of the old one.
+    SwitchWithTable { table: String },
     /// The text of the setting is not a uuid.
     NotAUuid(String),
     /// The setting came from where no session could be checked: a configuration file or the command line.
@@ -131,6 +135,18 @@ impl Error {
                 "cannot change the tenant while a statement that uses protected tables is open".into(),
                 "One statement sees the rows of one tenant.".into(),
                 "Finish the statement, or close the cursor, before setting another tenant.".into(),
+            ),
+            Error::SwitchWithCursor => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "cannot act for another tenant while a cursor holds rows of the last one".into(),
+                "A cursor WITH HOLD, or one that has called a function, has read protected tables.".into(),
+                "Close it, or call CLOSE ALL or DISCARD ALL, then set the tenant again.".into(),
+            ),
+            Error::SwitchWithTable { table } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "cannot act for another tenant while the session has temporary tables".into(),
+                format!("Temporary table \"{table}\" may hold rows of the tenant that the session last acted for."),
+                "Drop or truncate it, or call DISCARD TEMP or DISCARD ALL, then set the tenant again.".into(),
             ),
             Error::NotAUuid(value) => (
                 ERRCODE_INVALID_PARAMETER_VALUE,

@@ -19,6 +19,22 @@ pub enum MissingTenant {
 // Silence is what users lose days to: a job that finds no rows looks like a job with nothing to do.
 static MISSING_TENANT: GucSetting<MissingTenant> = GucSetting::<MissingTenant>::new(MissingTenant::Error);
 
+// Rows that a temporary table or a held cursor carries to the next tenant are what poolers are feared for.
+static GUARD_SWITCH: GucSetting<bool> = GucSetting::<bool>::new(true);
+
+/// Whether a change of the tenant is refused while the session holds rows of another.
+pub fn guard_switch() -> bool {
+    GUARD_SWITCH.get()
+}
+
+// Two lines for each transaction that sets a tenant: for those who ask for it.
+static LOG_SWITCH: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// Whether each change of the tenant is written to the server log.
+pub fn log_switch() -> bool {
+    LOG_SWITCH.get()
+}
+
 /// What a statement on a protected table gets when no tenant is set.
 pub fn missing_tenant() -> MissingTenant {
     MISSING_TENANT.get()
@@ -31,6 +47,22 @@ pub fn init() {
         c"What a statement on a protected table gets when no tenant is set.",
         c"error raises 55000; empty answers without rows. An attempt that failed raises in both.",
         &MISSING_TENANT,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"tenant_rls.guard_switch",
+        c"Refuses another tenant while a cursor or temporary table of the session may hold rows of the last.",
+        c"Cursors that are open in the transaction are refused in any case.",
+        &GUARD_SWITCH,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"tenant_rls.log_switch",
+        c"Writes a line to the server log for each change of the tenant.",
+        c"With role, process, the tenant before and the tenant after.",
+        &LOG_SWITCH,
         GucContext::Suset,
         GucFlags::default(),
     );

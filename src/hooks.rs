@@ -10,7 +10,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::backend::Backend;
-use crate::context::marker;
+use crate::context::{carrier, marker, switch_log};
 use crate::isolation::{checks, lockdown, statement};
 use crate::tenant::TenantId;
 
@@ -18,6 +18,8 @@ static PREVIOUS_PLANNER: Backend<Cell<pg_sys::planner_hook_type>> = Backend::new
 static PREVIOUS_START: Backend<Cell<pg_sys::ExecutorStart_hook_type>> = Backend::new(Cell::new(None));
 static PREVIOUS_RUN: Backend<Cell<pg_sys::ExecutorRun_hook_type>> = Backend::new(Cell::new(None));
 static PREVIOUS_UTILITY: Backend<Cell<pg_sys::ProcessUtility_hook_type>> = Backend::new(Cell::new(None));
+static PREVIOUS_END: Backend<Cell<pg_sys::ExecutorEnd_hook_type>> = Backend::new(Cell::new(None));
+static PREVIOUS_LOG: Backend<Cell<pg_sys::emit_log_hook_type>> = Backend::new(Cell::new(None));
 
 /// Installs the hooks. Called once, when the library is loaded.
 pub fn init() {
@@ -31,6 +33,10 @@ pub fn init() {
         pg_sys::ExecutorRun_hook = Some(executor_run);
         PREVIOUS_UTILITY.set(pg_sys::ProcessUtility_hook);
         pg_sys::ProcessUtility_hook = Some(process_utility);
+        PREVIOUS_END.set(pg_sys::ExecutorEnd_hook);
+        pg_sys::ExecutorEnd_hook = Some(executor_end);
+        PREVIOUS_LOG.set(pg_sys::emit_log_hook);
+        pg_sys::emit_log_hook = Some(emit_log);
     }
 }
 
@@ -171,4 +177,41 @@ unsafe extern "C-unwind" fn process_utility(
 unsafe extern "C-unwind" fn check_command(command: *mut pg_sys::Node) {
     // SAFETY: the command is the hook's.
     unsafe { lockdown::check(command) }
+}
+
+unsafe extern "C-unwind" fn executor_end(query: *mut pg_sys::QueryDesc) {
+    unsafe extern "C-unwind" {
+        fn standard_ExecutorEnd(query: *mut pg_sys::QueryDesc);
+    }
+    // SAFETY: as in `executor_start`.
+    unsafe {
+        if marker::any() && carrier::is_in_a_portal() {
+            note_carrier(query);
+        }
+        match PREVIOUS_END.get() {
+            Some(previous) => previous(query),
+            None => standard_ExecutorEnd(query),
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn note_carrier(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: a query that is about to end has a state, and its marker is live.
+    unsafe {
+        if let Some(marker) = marker::find((*(*query).estate).es_query_cxt) {
+            carrier::note(TenantId::from_bytes((*marker).id));
+        }
+    }
+}
+
+// Not guarded at all: it runs while an error is being reported, and calls nothing that raises.
+unsafe extern "C-unwind" fn emit_log(report: *mut pg_sys::ErrorData) {
+    // SAFETY: the report is the server's.
+    unsafe {
+        switch_log::tag(report);
+        if let Some(previous) = PREVIOUS_LOG.get() {
+            previous(report);
+        }
+    }
 }

@@ -291,8 +291,8 @@ fn alter_system_is_refused() {
     admin.run(&format!("SET app.current_tenant = '{A}'"));
 }
 
-/// A cluster with a tenant in its configuration file has a database `shop` with a table and two tenants.
-fn shop(cluster: &Cluster) {
+/// Gives a cluster a database `shop` with a table, two tenants and a role `app`.
+pub(super) fn shop(cluster: &Cluster) {
     cluster.connect("postgres", "postgres").run("CREATE DATABASE shop");
     cluster.connect("shop", "postgres").run(&format!(
         "CREATE EXTENSION tenant_rls;

@@ -10,9 +10,10 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::marker;
+use super::{carrier, marker, switch_log};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::gucs;
 use crate::registry;
 use crate::tenant::{CANONICAL_LEN, Status, TenantId};
 
@@ -209,6 +210,10 @@ fn validate(text: &CStr, source: pg_sys::GucSource::Type) -> Result<Value> {
             registry::role_name(role)
         );
     }
+    carrier::act_for(id, || Ok(registry::rights(role)?.bypasses))?;
+    if gucs::log_switch() {
+        switch_log::learn_role();
+    }
     Ok(Value { tenant: Some(id), created_at: tenant.created_at, at_start })
 }
 
@@ -305,13 +310,20 @@ fn palloc_string(text: &str) -> *mut c_char {
     }
 }
 
-// Called also while a transaction ends, in a commit or an abort: it stores, and no more.
+// Called also while a transaction ends, in a commit or an abort: it stores, writes to the log, and no more.
 unsafe extern "C-unwind" fn assign(_text: *const c_char, extra: *mut c_void) {
     // SAFETY: extra is what the check hook allocated for this value, or null for the boot value.
     let value = if extra.is_null() { NONE } else { unsafe { *extra.cast::<Value>() } };
     let old = VALUE.replace(value);
     if old.tenant != value.tenant || old.created_at != value.created_at {
         GENERATION.set(GENERATION.get() + 1);
+        // A worker only repeats what its leader has set.
+        // SAFETY: reads a variable of the backend; the line is written behind a guard of its own.
+        unsafe {
+            if gucs::log_switch() && !pg_sys::InitializingParallelWorker {
+                switch_log::write(old.tenant, value.tenant);
+            }
+        }
     }
     // RESET returns to the start value without asking the check hook, and is an attempt that succeeds.
     // SAFETY: reads the state of the transaction; a rollback and a commit are outside it.

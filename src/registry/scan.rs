@@ -99,6 +99,8 @@ pub enum Key<'a> {
     Instant(i16, i64),
     /// A `text` column of collation "C".
     Text(i16, &'a str),
+    /// An `oid` column.
+    Oid(i16, pg_sys::Oid),
     /// A column that is NULL.
     Null(i16),
 }
@@ -260,6 +262,7 @@ unsafe fn fill(scan_key: &mut pg_sys::ScanKeyData, key: &Key) {
         Key::Int8(column, value) => (*column, pg_sys::F_INT8EQ, value.into_datum()),
         Key::Instant(column, value) => (*column, pg_sys::F_TIMESTAMPTZ_EQ, value.into_datum()),
         Key::Text(column, value) => (*column, pg_sys::F_TEXTEQ, value.into_datum()),
+        Key::Oid(column, value) => (*column, pg_sys::F_OIDEQ, value.into_datum()),
         Key::Null(column) => {
             scan_key.sk_flags = (pg_sys::SK_ISNULL | pg_sys::SK_SEARCHNULL) as c_int;
             scan_key.sk_attno = *column;
