@@ -12,10 +12,10 @@ override PG_CONFIG :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pool install run bench bench-live lint package clean setup
+.PHONY: help demo test test-pool attacks-mutation fuzz test-core install run bench bench-live lint package clean setup
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PG=15 (default), 16, 17 or 18 chooses the PostgreSQL; PG=16 needs PG_CONFIG=/path/to/pg_config too."
 	@echo "  All but install use a private PostgreSQL below ~/.cache/tenant_rls (root: /var/cache/tenant_rls; TENANT_RLS_CACHE moves it)."
@@ -32,6 +32,22 @@ test: ## Everything; TESTNAME=… for the tests with that in their name
 test-pool: ## 200 clients over PgBouncer, a minute in each mode
 	@scripts/setup 15 $(filter-out 15,$(PG))
 	@TENANT_RLS_POOL_SECONDS=60 scripts/test $(PG) mode_mixes_nothing --nocapture
+
+attacks-mutation: ## Take the guards out one by one; how many attacks notice
+	@scripts/setup 15
+	@scripts/mutate-attacks 15
+
+# The tests named fuzz_, this often each: ten million runs in all.
+FUZZ_CASES ?= 1250000
+fuzz: ## Ten million random texts for every parser of what clients send
+	@scripts/setup $(PG)
+	@scripts/fuzz $(PG) $(FUZZ_CASES)
+
+test-core: ## The server's own regression tests with tenant_rls loaded, in three ways
+	@scripts/setup $(PG)
+	@scripts/setup --source $(PG)
+	@scripts/install $(PG) run
+	@scripts/test-core $(PG)
 
 install: ## Build a release and install it into PG_CONFIG=… (default: the first pg_config in PATH)
 	@scripts/setup

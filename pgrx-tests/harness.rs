@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use postgres::error::SqlState;
+use postgres::error::{DbError, SqlState};
 use postgres::{Client, NoTls, Row};
 
 /// Settings of the test server.
@@ -90,6 +90,20 @@ impl Db {
         db
     }
 
+    /// A copy of this database, which nobody is connected to; its roles are those of the original.
+    pub fn copy(&self) -> Db {
+        let name = format!("t{}", unique());
+        let sql = format!("CREATE DATABASE {name} TEMPLATE {}", self.name);
+        connect("postgres", &server().superuser, "").run(&sql);
+        Db { name, number: self.number }
+    }
+
+    /// Drops the database, with whoever is connected to it.
+    pub fn discard(self) {
+        connect("postgres", &server().superuser, "")
+            .run(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+    }
+
     /// The name of this database's application role, which [`Db::with_orders`] makes.
     pub fn app(&self) -> String {
         self.role_name("app")
@@ -140,6 +154,14 @@ impl Db {
         let mut client = self.connect(role);
         client.run(&format!("SET app.current_tenant = '{tenant}'"));
         client
+    }
+
+    /// A connection as a role (`None`: superuser) that hands over every notice.
+    pub fn open(&self, role: Option<&str>, hear: impl Fn(DbError) + Send + Sync + 'static) -> Client {
+        let role = role.unwrap_or(&server().superuser);
+        let mut config = config(&self.name, role, "");
+        config.notice_callback(hear);
+        config.connect(NoTls).unwrap_or_else(|error| panic!("connect as {role}: {error}"))
     }
 
     /// Host and port of the server, for programs.

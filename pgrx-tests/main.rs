@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod attacks;
 mod cluster;
 mod context;
 mod docs;

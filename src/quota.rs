@@ -4,6 +4,7 @@
 //! of its own, the period is the one that contains the server's clock. [`decision`] says yes or no, a [`Mode`]
 //! makes it exact under concurrency, [`result`] answers.
 
+pub mod amounts;
 pub mod decision;
 pub mod gauge;
 pub mod period;
@@ -11,15 +12,17 @@ pub mod result;
 mod strict;
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::rc::Rc;
 
 use pgrx::prelude::*;
-use pgrx::{JsonB, pg_sys};
+use pgrx::{direct_function_call, pg_sys};
 
 use crate::context::{self, fence};
 use crate::error::{Error, Result, or_raise};
 use crate::registry::{self, FUNCTION_INFO, Kind, Quota, Source, Tenant};
 use crate::tenant::Status;
+use amounts::AmountsError;
 use decision::{Limit, Reason, Verdict, decide};
 use period::Window;
 use result::{Answer, Rows, composite};
@@ -115,11 +118,15 @@ fn key_of_session(resource: Option<&str>) -> Result<Key> {
 fn checked_amount(amount: Option<i64>) -> Result<i64> {
     match amount.ok_or(Error::Null("the amount"))? {
         amount if amount >= 0 => Ok(amount),
-        amount => Err(Error::Invalid {
-            what: "amount",
-            value: amount.to_string(),
-            hint: "Use a number of units; tenant_quota_release gives units of a gauge back.".into(),
-        }),
+        amount => Err(negative(amount)),
+    }
+}
+
+fn negative(amount: i64) -> Error {
+    Error::Invalid {
+        what: "amount",
+        value: amount.to_string(),
+        hint: "Use a number of units; tenant_quota_release gives units of a gauge back.".into(),
     }
 }
 
@@ -217,6 +224,13 @@ unsafe fn argument<T: FromDatum>(fcinfo: pg_sys::FunctionCallInfo, number: usize
     }
 }
 
+/// The same, as the server hands it.
+unsafe fn datum_argument(fcinfo: pg_sys::FunctionCallInfo, number: usize) -> Option<pg_sys::Datum> {
+    // SAFETY: as above.
+    let argument = unsafe { (*fcinfo).args.as_slice((*fcinfo).nargs as usize)[number] };
+    (!argument.isnull).then_some(argument.value)
+}
+
 macro_rules! sql_function {
     ($(#[$doc:meta])* $name:ident, $info:ident, $body:expr) => {
         $(#[$doc])*
@@ -303,7 +317,7 @@ sql_function!(
     tenant_quota_consume_many,
     pg_finfo_tenant_quota_consume_many,
     |fcinfo| {
-        let amounts = checked_amounts(argument(fcinfo, 0))?;
+        let amounts = checked_amounts(datum_argument(fcinfo, 0))?;
         no_idempotency_key(argument(fcinfo, 1))?;
         let mut rows = Rows::start(fcinfo);
         // In the order of the names, so that two calls cannot wait for each other. The first denial raises,
@@ -333,18 +347,17 @@ unsafe fn one(
 }
 
 /// `{"resource": units, …}`, in the order of the names.
-fn checked_amounts(amounts: Option<JsonB>) -> Result<BTreeMap<String, i64>> {
-    let JsonB(amounts) = amounts.ok_or(Error::Null("the amounts"))?;
-    let invalid = |value: String| Error::Invalid {
-        what: "amounts",
-        value,
-        hint: "Use an object of whole numbers: {\"api_requests\": 1, \"compute_seconds\": 20}.".into(),
-    };
-    let serde_json::Value::Object(object) = amounts else { return Err(invalid(amounts.to_string())) };
-    let mut checked = BTreeMap::new();
-    for (resource, amount) in object {
-        let amount = amount.as_i64().ok_or_else(|| invalid(amount.to_string()))?;
-        checked.insert(resource, checked_amount(Some(amount))?);
-    }
-    Ok(checked)
+fn checked_amounts(amounts: Option<pg_sys::Datum>) -> Result<BTreeMap<String, i64>> {
+    let amounts = amounts.ok_or(Error::Null("the amounts"))?;
+    // SAFETY: a jsonb; its text is a string of the current memory context. Not JsonB, which raises XX000 for numbers
+    // that jsonb holds and serde_json does not.
+    let text = unsafe { direct_function_call::<&CStr>(pg_sys::jsonb_out, &[Some(amounts)]) };
+    amounts::parse(&text.map(CStr::to_string_lossy).unwrap_or_default()).map_err(|error| match error {
+        AmountsError::Negative(amount) => negative(amount),
+        AmountsError::Kind(value) => Error::Invalid {
+            what: "amounts",
+            value,
+            hint: "Use an object of whole numbers: {\"api_requests\": 1, \"compute_seconds\": 20}.".into(),
+        },
+    })
 }

@@ -278,5 +278,69 @@ mod tests {
                 );
             }
         }
+
+        #[test]
+        fn fuzz_an_edited_id_means_its_digits_or_nothing(
+            bytes: [u8; 16],
+            hyphens: [bool; 7],
+            braces: bool,
+            edits in proptest::collection::vec((0usize..48, "[-{}0-9a-fA-F \t\n\0gé０]|\\PC"), 0..3),
+        ) {
+            let digits = Uuid::from_bytes(bytes).simple().to_string();
+            let mut text: Vec<char> = Vec::new();
+            for group in 0..8 {
+                text.extend(digits[group * 4..group * 4 + 4].chars());
+                if group < 7 && hyphens[group] {
+                    text.push('-');
+                }
+            }
+            if braces {
+                text.insert(0, '{');
+                text.push('}');
+            }
+            for (at, edit) in &edits {
+                let at = at % (text.len() + 1);
+                match at % 3 {
+                    0 if at < text.len() => drop(text.splice(at..at + 1, edit.chars())),
+                    1 if at < text.len() => drop(text.remove(at)),
+                    _ => drop(text.splice(at..at, edit.chars())),
+                }
+            }
+            let text: String = text.into_iter().collect();
+            let read = TenantId::parse(&text).ok().map(|id| Uuid::from_bytes(*id.as_bytes()).simple().to_string());
+            prop_assert_eq!(read, by_the_manual(&text));
+        }
+
+        #[test]
+        fn fuzz_any_text_means_what_the_manual_says(text in "\\PC{0,50}|[-{}0-9a-f]{30,42}") {
+            let read = TenantId::parse(&text).ok().map(|id| Uuid::from_bytes(*id.as_bytes()).simple().to_string());
+            prop_assert_eq!(read, by_the_manual(&text));
+        }
+
+        #[test]
+        fn fuzz_any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = TenantId::parse(&String::from_utf8_lossy(&bytes));
+        }
+
+        #[test]
+        fn fuzz_a_status_is_one_of_four(text in "\\PC{0,12}|[a-z]{5,9}|active.?|.?suspended|fenced.?|delete.") {
+            if let Some(status) = Status::parse(&text) {
+                prop_assert_eq!(status.as_str(), text);
+            }
+        }
+    }
+
+    /// The digits that a text means after PostgreSQL's manual: read in another way than [`TenantId::parse`] does.
+    fn by_the_manual(text: &str) -> Option<String> {
+        let inner = match (text.strip_prefix('{'), text.strip_suffix('}')) {
+            (Some(_), Some(_)) if text.len() >= 2 => &text[1..text.len() - 1],
+            (None, None) => text,
+            _ => return None,
+        };
+        let groups: String = inner.split('-').flat_map(|part| [part, "-"]).collect();
+        let fits = inner.split('-').all(|part| !part.is_empty() && part.len() % 4 == 0);
+        let digits: String = groups.chars().filter(|c| *c != '-').collect();
+        let right = digits.len() == 32 && digits.chars().all(|c| c.is_ascii_hexdigit());
+        (fits && right).then(|| digits.to_lowercase())
     }
 }

@@ -322,5 +322,21 @@ mod tests {
                 prop_assert_eq!(lenient.reason == mark, !hard.allowed);
             }
         }
+
+        #[test]
+        fn fuzz_an_enforcement_is_one_of_three(text in "\\PC{0,8}|[a-z]{4,6}|hard.?|sof.|.?shadow") {
+            if let Some(enforcement) = Enforcement::parse(&text) {
+                prop_assert_eq!(enforcement.as_str(), text);
+            }
+        }
+
+        #[test]
+        fn fuzz_no_numbers_grant_above_a_hard_limit(limit: i64, used: i64, amount: i64) {
+            let (limit, used, amount) = (limit & i64::MAX, used & i64::MAX, amount & i64::MAX);
+            let verdict = decide(Some(limit), Enforcement::Hard, used, amount);
+            let fits = i128::from(used) + i128::from(amount) <= i128::from(limit);
+            prop_assert_eq!(verdict.allowed, amount == 0 || fits);
+            prop_assert_eq!(verdict.granted, if amount > 0 && fits { amount } else { 0 });
+        }
     }
 }

@@ -1,0 +1,120 @@
+//! What `tenant_quota_consume_many` is asked for: an object of whole numbers.
+//!
+//! Pure: JSON in, amounts by resource out.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// Why the JSON is not an object of amounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AmountsError {
+    /// The value, or one in it, is of another kind; as JSON.
+    Kind(String),
+    /// A number below 0.
+    Negative(i64),
+}
+
+/// Reads the text of `{"resource": units, …}`: units are whole numbers from 0 to what a `bigint` holds, without a fraction or
+/// an exponent. In the order of the names, which is the order of the locks.
+///
+/// # Errors
+///
+/// [`AmountsError`] for everything else. No amount is left out, rounded or clamped.
+pub fn parse(text: &str) -> Result<BTreeMap<String, i64>, AmountsError> {
+    // A jsonb may hold numbers beyond those of the parser.
+    let amounts = serde_json::from_str(text).map_err(|_| AmountsError::Kind(text.into()))?;
+    of_value(amounts)
+}
+
+fn of_value(amounts: Value) -> Result<BTreeMap<String, i64>, AmountsError> {
+    let Value::Object(object) = amounts else { return Err(AmountsError::Kind(amounts.to_string())) };
+    let mut checked = BTreeMap::new();
+    for (resource, amount) in object {
+        let amount = amount.as_i64().ok_or_else(|| AmountsError::Kind(amount.to_string()))?;
+        if amount < 0 {
+            return Err(AmountsError::Negative(amount));
+        }
+        checked.insert(resource, amount);
+    }
+    Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(text: &str) -> Result<Vec<(String, i64)>, AmountsError> {
+        parse(text).map(|amounts| amounts.into_iter().collect())
+    }
+
+    #[test]
+    fn objects_of_whole_numbers_are_read_in_the_order_of_names() {
+        assert_eq!(
+            of(r#"{"b": 0, "a": 9223372036854775807}"#),
+            Ok(vec![("a".into(), i64::MAX), ("b".into(), 0)])
+        );
+        assert_eq!(of("{}"), Ok(vec![]));
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        for text in ["null", "1", "\"a\"", "[]", "[1]", "true"] {
+            assert!(matches!(of(text), Err(AmountsError::Kind(_))), "{text}");
+        }
+        for value in
+            ["null", "1.5", "1e3", "1.0", "\"1\"", "true", "[1]", "{}", "9223372036854775808", "1e400"]
+        {
+            let text = format!("{{\"a\": 1, \"b\": {value}}}");
+            assert!(matches!(of(&text), Err(AmountsError::Kind(_))), "{value}");
+        }
+        assert_eq!(of(r#"{"a": 1, "b": -1}"#), Err(AmountsError::Negative(-1)));
+        assert_eq!(of(r#"{"a": -9223372036854775808}"#), Err(AmountsError::Negative(i64::MIN)));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,4}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(2, 8, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map("\\PC{0,4}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn fuzz_json_means_what_it_says_or_is_refused(value in any_json()) {
+            match (parse(&value.to_string()), value) {
+                (Ok(amounts), Value::Object(object)) => {
+                    prop_assert_eq!(amounts.len(), object.len());
+                    for (resource, amount) in amounts {
+                        prop_assert!(amount >= 0);
+                        prop_assert_eq!(object[&resource].to_string(), amount.to_string());
+                    }
+                }
+                (Ok(_), _) => prop_assert!(false, "not an object"),
+                (Err(AmountsError::Negative(amount)), Value::Object(object)) => {
+                    prop_assert!(amount < 0 && object.values().any(|value| value.as_i64() == Some(amount)));
+                }
+                (Err(_), _) => {}
+            }
+        }
+
+        #[test]
+        fn fuzz_text_of_json_never_panics(text in "[\\[\\]{}\":,0-9a-z.eE+-]{0,40}|\\{(\"[a-c]\":-?[0-9]{1,20}(\\.[0-9]|e[0-9]{1,3})?,?){0,3}\\}") {
+            if let Ok(amounts) = parse(&text) {
+                prop_assert!(amounts.values().all(|amount| *amount >= 0));
+            }
+        }
+    }
+}
