@@ -69,7 +69,8 @@ WITH RECURSIVE tree AS (
     FROM named AS n WHERE n.relkind = 'p' AND n.index_name IS NULL
     UNION ALL
     SELECT 90, n.name, format('ALTER INDEX %I.%I ATTACH PARTITION %I.%I', p.nspname, p.index_to_be, n.nspname, n.index_to_be),
-        'ACCESS SHARE', true, 'nothing is read'
+        -- The last one below a partition makes the index of the partition complete, under a lock on its parent.
+        CASE WHEN p.parent IS NULL THEN 'ACCESS SHARE' ELSE 'ACCESS EXCLUSIVE' END, true, 'nothing is read'
     FROM named AS n JOIN named AS p ON p.oid = n.parent
     UNION ALL
     SELECT 100, '', 'SELECT ' || $3, 'ACCESS EXCLUSIVE', true, 'changes catalogs, and reads no row any more'
