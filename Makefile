@@ -31,7 +31,7 @@ test: ## Everything; TESTNAME=… for the tests with that in their name
 
 test-pool: ## 200 clients over PgBouncer, a minute in each mode
 	@scripts/setup 15 $(filter-out 15,$(PG))
-	@TENANT_RLS_POOL_SECONDS=60 scripts/test $(PG) mode_mixes_nothing --nocapture
+	@TENANT_RLS_POOL_SECONDS=60 RUST_TEST_NOCAPTURE=1 scripts/test $(PG) mode_mixes_nothing
 
 attacks-mutation: ## Take the guards out one by one; how many attacks notice
 	@scripts/setup 15

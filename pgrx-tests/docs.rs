@@ -31,6 +31,11 @@ fn context() {
 }
 
 #[test]
+fn poolers() {
+    check("docs/poolers.md");
+}
+
+#[test]
 fn isolation() {
     check("docs/isolation.md");
 }
