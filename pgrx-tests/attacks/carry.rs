@@ -1,8 +1,6 @@
 //! Carrying rows across a change of the tenant, by a role that may act for both.
 
-use super::{Attack, Oracle, attack, no, ok};
-
-const KEPT: &str = "keep the rows of the tenant that filled them when the session goes on with another.";
+use super::{Attack, attack, no, ok};
 
 pub fn attacks() -> Vec<Attack> {
     let mut attacks = statements();
@@ -154,20 +152,20 @@ fn sessions() -> Vec<Attack> {
             "safe switch",
             vec![
                 ok("CREATE TEMPORARY TABLE kept AS SELECT note FROM orders"),
-                ok("SET app.current_tenant = '{A}'"),
-                ok("SELECT note FROM kept"),
+                no("55000", "SET app.current_tenant = '{A}'"),
+                ok("DROP TABLE kept; SET app.current_tenant = '{A}'"),
+                ok("SELECT note FROM orders"),
             ],
-        )
-        .leaks(Oracle::Canary, KEPT),
+        ),
         from_b(
             "a cursor with hold",
             "safe switch",
             vec![
                 ok("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT note FROM orders; COMMIT"),
-                ok("SET app.current_tenant = '{A}'"),
-                ok("FETCH ALL FROM c"),
+                no("55000", "SET app.current_tenant = '{A}'"),
+                ok("CLOSE c; SET app.current_tenant = '{A}'"),
+                ok("SELECT note FROM orders"),
             ],
-        )
-        .leaks(Oracle::Canary, KEPT),
+        ),
     ]
 }
