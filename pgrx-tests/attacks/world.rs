@@ -169,9 +169,9 @@ SELECT md5(concat_ws('|',
 
 /// What B does while the attacker's transactions are open. None of it may wait.
 pub const LIFE_OF_B: &str = "
+SET lock_timeout = '500ms';
 SET app.current_tenant = '{B}';
 BEGIN;
-SET LOCAL lock_timeout = '500ms';
 INSERT INTO orders (id, note) VALUES (900, 'canary-b');
 UPDATE orders SET note = note || '.' WHERE id = 1;
 DELETE FROM orders WHERE id = 2;
