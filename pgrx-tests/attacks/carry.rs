@@ -151,7 +151,8 @@ fn sessions() -> Vec<Attack> {
             "a temporary table",
             "safe switch",
             vec![
-                ok("CREATE TEMPORARY TABLE kept AS SELECT note FROM orders"),
+                ok("CREATE TEMPORARY TABLE kept AS SELECT 'mine' AS note"),
+                ok("DO $$ BEGIN INSERT INTO kept SELECT note FROM orders; END $$"),
                 no("55000", "SET app.current_tenant = '{A}'"),
                 ok("DROP TABLE kept; SET app.current_tenant = '{A}'"),
                 ok("SELECT note FROM orders"),
