@@ -7,6 +7,7 @@ mod pooler;
 mod standby;
 mod statement;
 mod switch;
+mod tickets;
 mod values;
 mod ways;
 

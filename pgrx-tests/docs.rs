@@ -31,6 +31,11 @@ fn context() {
 }
 
 #[test]
+fn tickets() {
+    check("docs/tickets.md");
+}
+
+#[test]
 fn poolers() {
     check("docs/poolers.md");
 }

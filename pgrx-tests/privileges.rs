@@ -17,6 +17,7 @@ function required_tenant_key()
 function reset_tenant()
 function set_tenant(uuid,boolean)
 function set_tenant_key(bigint,boolean)
+function set_tenant_ticket(text,boolean)
 function tenant_billing_set(uuid,timestamp with time zone,text)
 function tenant_context()
 function tenant_create(uuid,text,text,text,bigint)
@@ -89,6 +90,8 @@ function tenant_rls.same_acl(text[],text[])
 function tenant_rls.sees_all()
 function tenant_rls.storage_of(uuid)
 function tenant_rls.usage_of(uuid)
+function tenant_signing_key_drop(text)
+function tenant_signing_key_set(text,text,bytea,timestamp with time zone,timestamp with time zone)
 function tenant_suspend(uuid,text)
 function tenant_unfence(uuid)
 function tenant_unprotect(regclass)
@@ -107,8 +110,10 @@ table tenant_rls.plans
 table tenant_rls.protected_tables
 table tenant_rls.removed_defaults
 table tenant_rls.resources
+table tenant_rls.signing_keys
 table tenant_rls.tenants
 table tenant_rls.usage
+table tenant_rls.used_tickets
 type tenant_quota_result
 view tenant_quota_invariants
 view tenant_storage
@@ -144,6 +149,7 @@ const APPLICATION: &str = "
 EXECUTE reset_tenant()
 EXECUTE set_tenant(uuid,boolean)
 EXECUTE set_tenant_key(bigint,boolean)
+EXECUTE set_tenant_ticket(text,boolean)
 EXECUTE tenant_context()
 EXECUTE tenant_quota_check(text,bigint)
 EXECUTE tenant_quota_consume(text,bigint,text)

@@ -219,8 +219,11 @@ CREATE FUNCTION tenant_rls.is_restoring() RETURNS boolean
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'is_restoring_wrapper';
 COMMENT ON FUNCTION tenant_rls.is_restoring() IS 'whether rows come from a dump rather than from a user';
 
+-- The arguments of the trigger are columns that are nobody's to read, in the record neither.
 CREATE FUNCTION tenant_rls.record_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    secrets text[] := coalesce(TG_ARGV, '{}');
 BEGIN
     IF tenant_rls.is_restoring() THEN
         RETURN NULL;
@@ -230,8 +233,8 @@ BEGIN
         tenant_rls.acting_role(),
         TG_TABLE_NAME,
         TG_OP,
-        CASE WHEN TG_OP IN ('UPDATE', 'DELETE') THEN pg_catalog.to_jsonb(OLD) END,
-        CASE WHEN TG_OP IN ('UPDATE', 'INSERT') THEN pg_catalog.to_jsonb(NEW) END
+        CASE WHEN TG_OP IN ('UPDATE', 'DELETE') THEN pg_catalog.to_jsonb(OLD) - secrets END,
+        CASE WHEN TG_OP IN ('UPDATE', 'INSERT') THEN pg_catalog.to_jsonb(NEW) - secrets END
     );
     RETURN NULL;
 END

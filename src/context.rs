@@ -2,7 +2,7 @@
 //!
 //! `app.current_tenant` is a request; what holds is decided when it is used, by [`held`]. See
 //! [`setting`] for the ways in, `current` for what policies call, [`marker`] for the rule that one statement
-//! sees one tenant, [`grant`] for who may act for whom.
+//! sees one tenant, [`grant`] for who may act for whom, [`ticket`] for signed tickets.
 
 pub mod carrier;
 mod current;
@@ -11,6 +11,7 @@ pub mod grant;
 pub mod marker;
 pub mod setting;
 pub mod switch_log;
+pub mod ticket;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -21,14 +22,17 @@ use pgrx::{JsonB, Uuid, pg_sys};
 use crate::backend::Backend;
 use crate::error::{Error, Result, or_raise};
 use crate::plan::{CachedPlan, as_owner};
-use crate::registry::{self, Tenant};
+use crate::registry::{self, Tenant, Ways};
 use crate::tenant::TenantId;
+use ticket::Ticket;
 
 /// What was found valid, and for what.
 struct Held {
     registry: u64,
-    setting: u64,
+    setting: setting::Value,
     role: pg_sys::Oid,
+    /// Until when, if it holds by a ticket.
+    until: Option<i64>,
     tenant: Rc<Tenant>,
 }
 
@@ -46,20 +50,28 @@ pub fn held() -> Result<Option<Rc<Tenant>>> {
     let role = registry::acting_role();
     if let Some(held) = &*HELD.borrow()
         && held.registry == registry::generation()
-        && held.setting == setting::generation()
+        && held.setting == value
         && held.role == role
     {
+        ticket::in_time(held.until)?;
         return Ok(Some(held.tenant.clone()));
     }
     let before = registry::generation();
-    let tenant = registry::admit(role, id)?;
+    let ticket = if value.from_leader { ticket::from_leader(id) } else { value.ticket };
+    let until = ticket.as_ref().map(ticket::until).transpose()?;
+    ticket::in_time(until)?;
+    let tenant = registry::admit(role, id, if ticket.is_some() { Ways::Ticket } else { Ways::Name })?;
     if value.created_at != 0 && value.created_at != tenant.created_at {
         return Err(Error::Reborn(id));
     }
     carrier::act_for(id, || Ok(registry::rights(role)?.bypasses))?;
-    *HELD.borrow_mut() =
-        Some(Held { registry: before, setting: setting::generation(), role, tenant: tenant.clone() });
+    *HELD.borrow_mut() = Some(Held { registry: before, setting: value, role, until, tenant: tenant.clone() });
     Ok(Some(tenant))
+}
+
+/// Whether the ticket of the session, if it has one, has run out while a statement was open.
+pub fn in_time() -> Result<()> {
+    ticket::in_time(setting::value().ticket.map(|ticket| ticket.expires_at))
 }
 
 /// The tenant that holds now, for functions that need one.
@@ -75,7 +87,7 @@ fn set_tenant(tenant: Option<Uuid>, is_local: Option<bool>, fcinfo: pg_sys::Func
         setting::attempt_failed();
         Error::Null("the tenant").raise();
     };
-    set(TenantId::from_bytes(*tenant.as_bytes()), is_local, fcinfo);
+    set(TenantId::from_bytes(*tenant.as_bytes()), None, is_local, fcinfo);
     tenant
 }
 
@@ -85,7 +97,7 @@ fn set_tenant_key(tenant_key: Option<i64>, is_local: Option<bool>, fcinfo: pg_sy
     // Until it has succeeded, the attempt counts as failed.
     setting::attempt_failed();
     let id = or_raise(tenant_of_key(tenant_key));
-    set(id, is_local, fcinfo);
+    set(id, None, is_local, fcinfo);
     Uuid::from_bytes(*id.as_bytes())
 }
 
@@ -100,12 +112,15 @@ fn tenant_of_key(key: Option<i64>) -> Result<TenantId> {
     }
 }
 
-fn set(id: TenantId, is_local: Option<bool>, fcinfo: pg_sys::FunctionCallInfo) {
+fn set(id: TenantId, ticket: Option<Ticket>, is_local: Option<bool>, fcinfo: pg_sys::FunctionCallInfo) {
     let Some(is_local) = is_local else {
         setting::attempt_failed();
         Error::Null("is_local").raise();
     };
-    setting::set(Some(id), is_local);
+    if let Some(ticket) = ticket {
+        ticket::carry(id, ticket, is_local);
+    }
+    setting::set(Some(id), ticket, is_local);
     if is_local && is_alone(fcinfo) {
         pgrx::warning!(
             "set_tenant() without a transaction block has no effect: it holds until the end of the transaction"
@@ -130,7 +145,7 @@ fn is_alone(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 /// Sets no tenant, for the session, as RESET does.
 #[pg_extern(sql = false)]
 fn reset_tenant() {
-    setting::set(None, false);
+    setting::set(None, None, false);
 }
 
 /// What a middleware loads per request.

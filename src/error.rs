@@ -41,6 +41,14 @@ pub enum Error {
     NotGranted { role: String },
     /// The role may act for the tenant only with a signed ticket.
     TicketRequired { role: String },
+    /// A ticket that does not hold. Why is for the server's log alone: the answer must not help to make a better one.
+    InvalidTicket,
+    /// The ticket that the session acts with has expired, or its key is gone.
+    TicketEnded,
+    /// A ticket that is used once was shown where its use cannot be written down.
+    TicketNeedsWrite,
+    /// The bytes cannot be a key of that algorithm. Says why without showing them.
+    BadKey { algorithm: &'static str, why: &'static str },
     /// The tenant is suspended.
     Suspended { tenant: TenantId, reason: Option<String> },
     /// The tenant is deleted.
@@ -200,7 +208,31 @@ impl Error {
                 ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("role \"{role}\" needs a ticket to act for this tenant"),
                 "The role was granted the tenant with ticket_required.".into(),
-                "Grant it again without ticket_required, or use a role that needs no ticket.".into(),
+                "Call set_tenant_ticket(ticket).".into(),
+            ),
+            Error::InvalidTicket => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "invalid ticket".into(),
+                String::new(),
+                "Get a new ticket from its issuer. The log of the server says why this one was refused.".into(),
+            ),
+            Error::TicketEnded => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "the ticket of this session no longer holds".into(),
+                "It has expired, or the key that signed it was changed or dropped.".into(),
+                "Call set_tenant_ticket with a new ticket.".into(),
+            ),
+            Error::TicketNeedsWrite => (
+                ERRCODE_READ_ONLY_SQL_TRANSACTION,
+                "a ticket with a jti cannot be used in a read-only transaction".into(),
+                "That it was used once has to be written down.".into(),
+                "Use it on the primary in a transaction that may write, or a ticket without jti.".into(),
+            ),
+            Error::BadKey { algorithm, why } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid key for algorithm {algorithm}"),
+                (*why).into(),
+                String::new(),
             ),
             Error::Suspended { tenant, reason } => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

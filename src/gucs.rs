@@ -2,6 +2,8 @@
 //!
 //! All are superuser-only: a role of the application can weaken none.
 
+use std::ffi::CString;
+
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::pg_sys;
 
@@ -40,6 +42,15 @@ pub fn missing_tenant() -> MissingTenant {
     MISSING_TENANT.get()
 }
 
+// No audience of its own: a ticket for a named one is not for this database.
+static TICKET_AUDIENCE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+/// The audience that tickets must name, if this database has one.
+pub fn ticket_audience() -> Option<String> {
+    let audience = TICKET_AUDIENCE.get()?.to_string_lossy().into_owned();
+    (!audience.is_empty()).then_some(audience)
+}
+
 /// Defines the settings and reserves their prefix.
 pub fn init() {
     GucRegistry::define_enum_guc(
@@ -63,6 +74,14 @@ pub fn init() {
         c"Writes a line to the server log for each change of the tenant.",
         c"With role, process, the tenant before and the tenant after.",
         &LOG_SWITCH,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"tenant_rls.ticket_audience",
+        c"The audience that tickets must name in their claim aud.",
+        c"Empty: tickets that name one are refused.",
+        &TICKET_AUDIENCE,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -13,11 +13,12 @@
 //! # Layout
 //!
 //! This file has the tenants and the cache; `catalog` the tables and the invalidations, `rights` who may do
-//! what, `limits` resources and quotas, `units` what was used, `tables` what is protected; `scan` reads
+//! what, `keys` what tickets are signed with, `limits` resources and quotas, `units` what was used, `tables` what is protected; `scan` reads
 //! rows, `admin` is the SQL functions.
 
 pub mod admin;
 pub mod catalog;
+pub mod keys;
 pub mod limits;
 pub mod rights;
 pub mod scan;
@@ -42,7 +43,7 @@ pub use catalog::{
 pub use limits::{Kind, Quota, Source, limited_resources, no_quota, quota, resource};
 use limits::{PlanLimits, Resource};
 use rights::Grant;
-pub use rights::{Rights, admit, may_act, rights, role_name};
+pub use rights::{Rights, Ways, admit, may_act, rights, role_name};
 use scan::{Key, scan};
 pub use tables::{is_protected, known_protected, policies_hold};
 

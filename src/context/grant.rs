@@ -12,6 +12,7 @@ use crate::registry;
 pub const APPLICATION_FUNCTIONS: &[&str] = &[
     "set_tenant(uuid, boolean)",
     "set_tenant_key(bigint, boolean)",
+    "set_tenant_ticket(text, boolean)",
     "reset_tenant()",
     "tenant_context()",
     "tenant_quota_consume(text, bigint, text)",

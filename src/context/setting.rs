@@ -10,11 +10,12 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::ticket::Ticket;
 use super::{carrier, marker, switch_log};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gucs;
-use crate::registry;
+use crate::registry::{self, Ways};
 use crate::tenant::{CANONICAL_LEN, Status, TenantId};
 
 /// The name of the setting.
@@ -28,14 +29,20 @@ pub struct Value {
     pub tenant: Option<TenantId>,
     /// When that tenant was registered, unless nobody could look (0): its successor is another tenant.
     pub created_at: i64,
+    /// The ticket that it was set with, if it was.
+    pub ticket: Option<Ticket>,
+    /// Whether a parallel worker got it from its leader, which sends a ticket on a way of its own.
+    pub from_leader: bool,
     /// Whether the value came with the session rather than from a statement.
     at_start: bool,
 }
 
-const NONE: Value = Value { tenant: None, created_at: 0, at_start: true };
+const NONE: Value = Value { tenant: None, created_at: 0, ticket: None, from_leader: false, at_start: true };
 
 static VALUE: Backend<Cell<Value>> = Backend::new(Cell::new(NONE));
 static GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(0));
+/// The ticket with which [`set`] is just now setting its tenant.
+static OFFERED: Backend<Cell<Option<(TenantId, Ticket)>>> = Backend::new(Cell::new(None));
 static LOADING: Backend<Cell<bool>> = Backend::new(Cell::new(false));
 static FAILED: Backend<Cell<bool>> = Backend::new(Cell::new(false));
 
@@ -95,8 +102,19 @@ pub fn init() {
     LOADING.set(false);
 }
 
-/// Sets the tenant as SET (or, if `is_local`, SET LOCAL) does, through the check hook.
-pub fn set(tenant: Option<TenantId>, is_local: bool) {
+/// Takes an offered ticket back when the attempt is over, whichever way that went.
+struct Offer;
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        OFFERED.set(None);
+    }
+}
+
+/// Sets the tenant as SET (or, if `is_local`, SET LOCAL) does, through the check hook; with a ticket or without.
+pub fn set(tenant: Option<TenantId>, ticket: Option<Ticket>, is_local: bool) {
+    let _offer = Offer;
+    OFFERED.set(tenant.zip(ticket));
     let text = tenant.map(|id| id.to_string()).unwrap_or_default();
     let Ok(text) = CString::new(text) else { return };
     let action =
@@ -126,7 +144,9 @@ unsafe extern "C-unwind" fn check(
     // is null, and ours is not.
     let text = unsafe { CStr::from_ptr(*new) };
     let tests_only = source == pg_sys::GucSource::PGC_S_TEST;
-    match validate(text, source) {
+    // Whatever becomes of this attempt, the ticket serves no other.
+    let offered = OFFERED.take();
+    match validate(text, source, offered) {
         Ok(value) => {
             // SAFETY: as above; the server frees what it gets with the allocator it came from.
             if !unsafe { store(value, new, extra) } {
@@ -147,7 +167,11 @@ unsafe extern "C-unwind" fn check(
     }
 }
 
-fn validate(text: &CStr, source: pg_sys::GucSource::Type) -> Result<Value> {
+fn validate(
+    text: &CStr,
+    source: pg_sys::GucSource::Type,
+    offered: Option<(TenantId, Ticket)>,
+) -> Result<Value> {
     use pg_sys::GucSource::*;
     let at_start = source < PGC_S_INTERACTIVE;
     let none = Value { at_start, ..NONE };
@@ -162,7 +186,11 @@ fn validate(text: &CStr, source: pg_sys::GucSource::Type) -> Result<Value> {
     };
     if in_worker {
         // The leader has validated it; here nothing can be looked up yet.
-        return if text.is_empty() { Ok(none) } else { parse().map(|id| Value { tenant: Some(id), ..none }) };
+        return if text.is_empty() {
+            Ok(none)
+        } else {
+            parse().map(|id| Value { tenant: Some(id), from_leader: true, ..none })
+        };
     }
     // SAFETY: reads the state of the transaction.
     let in_transaction = unsafe { pg_sys::IsTransactionState() };
@@ -199,7 +227,8 @@ fn validate(text: &CStr, source: pg_sys::GucSource::Type) -> Result<Value> {
     }
     registry::accept_invalidations();
     let role = registry::acting_role();
-    let tenant = registry::admit(role, id)?;
+    let ticket = offered.filter(|(of, _)| *of == id).map(|(_, ticket)| ticket);
+    let tenant = registry::admit(role, id, if ticket.is_some() { Ways::Ticket } else { Ways::Name })?;
     if LOADING.get() && tenant.status == Status::Fenced {
         // The statement that loads the library began before the hooks that hold writers back were there.
         return Err(Error::Fenced(id));
@@ -214,7 +243,7 @@ fn validate(text: &CStr, source: pg_sys::GucSource::Type) -> Result<Value> {
     if gucs::log_switch() {
         switch_log::learn_role();
     }
-    Ok(Value { tenant: Some(id), created_at: tenant.created_at, at_start })
+    Ok(Value { tenant: Some(id), created_at: tenant.created_at, ticket, from_leader: false, at_start })
 }
 
 /// Hands the server the canonical text and the parsed value.

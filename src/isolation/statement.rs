@@ -63,8 +63,8 @@ pub unsafe fn check(query: *mut pg_sys::QueryDesc, flags: i32) -> Option<TenantI
     }
 }
 
-/// Raises if the tenant has changed, in a way that could not be refused, since the statement last ran. A plan
-/// that evaluates its policies once, for an index, would not notice.
+/// Raises if the tenant has changed, in a way that could not be refused, since the statement last ran, or its
+/// ticket has run out. A plan that evaluates its policies once, for an index, would not notice.
 ///
 /// # Safety
 ///
@@ -72,10 +72,11 @@ pub unsafe fn check(query: *mut pg_sys::QueryDesc, flags: i32) -> Option<TenantI
 pub unsafe fn check_again(query: *mut pg_sys::QueryDesc) {
     // SAFETY: a query that has been started has a state, and its marker is live.
     unsafe {
-        let marker = marker::find((*(*query).estate).es_query_cxt);
-        if marker.is_some_and(|marker| (*marker).generation != setting::generation()) {
+        let Some(marker) = marker::find((*(*query).estate).es_query_cxt) else { return };
+        if (*marker).generation != setting::generation() {
             Error::ChangedInStatement.raise();
         }
+        or_raise(context::in_time());
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Catalog {
     pub(super) grants: pg_sys::Oid,
     pub(super) grants_tenant: pg_sys::Oid,
     pub(super) operators: pg_sys::Oid,
+    pub(super) signing_keys: pg_sys::Oid,
+    pub(super) signing_keys_pkey: pg_sys::Oid,
     pub(super) attachments: pg_sys::Oid,
     pub(super) protected_tables: pg_sys::Oid,
     pub(super) usage: pg_sys::Oid,
@@ -75,6 +77,7 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_s
         catalog.billing_changes,
         catalog.grants,
         catalog.operators,
+        catalog.signing_keys,
         catalog.attachments,
     ]
     .contains(&relation)
@@ -225,6 +228,8 @@ fn find_catalog() -> Option<Catalog> {
             grants: relation("grants", schema),
             grants_tenant: relation("grants_tenant_idx", schema),
             operators: relation("operators", schema),
+            signing_keys: relation("signing_keys", schema),
+            signing_keys_pkey: relation("signing_keys_pkey", schema),
             attachments: relation("attachments", schema),
             protected_tables: relation("protected_tables", schema),
             usage: relation("usage", schema),

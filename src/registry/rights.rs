@@ -17,6 +17,8 @@ pub struct Rights {
     pub bypasses: bool,
     /// May act for every tenant.
     pub every: bool,
+    /// May act for every tenant with a ticket.
+    pub every_by_ticket: bool,
     /// May run the registry.
     pub operator: bool,
     /// Sees the usage of all tenants.
@@ -29,6 +31,15 @@ pub(super) enum Grant {
     None,
     Ticket,
     Free,
+}
+
+/// How a session asks for a tenant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ways {
+    /// By naming it.
+    Name,
+    /// With a ticket for it that holds now.
+    Ticket,
 }
 
 /// What the role may do.
@@ -48,8 +59,9 @@ fn find_rights(role: pg_sys::Oid) -> Result<Rights> {
     let (superuser, bypasses) =
         unsafe { (pg_sys::superuser_arg(role), pg_sys::has_bypassrls_privilege(role)) };
     let mut rights = Rights { bypasses: superuser || bypasses, ..Rights::default() };
-    rights.every =
-        rights.bypasses || grant_of(&catalog, role, &Key::Null(scan::grants::TENANT_ID)) != Grant::None;
+    let every = grant_of(&catalog, role, &Key::Null(scan::grants::TENANT_ID));
+    rights.every = rights.bypasses || every == Grant::Free;
+    rights.every_by_ticket = every == Grant::Ticket;
     rights.operator = superuser;
     scan(catalog.operators, pg_sys::InvalidOid, &[], |row| {
         rights.operator |=
@@ -97,10 +109,11 @@ fn grant_of(catalog: &Catalog, role: pg_sys::Oid, key: &Key) -> Grant {
 }
 
 fn grant(role: pg_sys::Oid, id: TenantId) -> Result<Grant> {
-    if rights(role)?.every {
+    let rights = rights(role)?;
+    if rights.every {
         return Ok(Grant::Free);
     }
-    cached(
+    let one = cached(
         |cache| cache.grants.get(&(role, id)).copied(),
         || {
             let catalog = catalog().ok_or(Error::NotInstalled)?;
@@ -110,7 +123,8 @@ fn grant(role: pg_sys::Oid, id: TenantId) -> Result<Grant> {
             make_room(&mut cache.grants);
             cache.grants.insert((role, id), grant);
         },
-    )
+    )?;
+    Ok(if one == Grant::None && rights.every_by_ticket { Grant::Ticket } else { one })
 }
 
 /// The name of a role, for messages.
@@ -130,11 +144,11 @@ pub fn role_name(role: pg_sys::Oid) -> String {
 ///
 /// A role that may not act for every tenant learns nothing about tenants it was not granted: the answer is
 /// the same whether they exist or not.
-pub fn admit(role: pg_sys::Oid, id: TenantId) -> Result<Rc<Tenant>> {
+pub fn admit(role: pg_sys::Oid, id: TenantId, way: Ways) -> Result<Rc<Tenant>> {
     match grant(role, id)? {
         Grant::None => return Err(Error::NotGranted { role: role_name(role) }),
-        Grant::Ticket => return Err(Error::TicketRequired { role: role_name(role) }),
-        Grant::Free => {}
+        Grant::Ticket if way == Ways::Name => return Err(Error::TicketRequired { role: role_name(role) }),
+        Grant::Free | Grant::Ticket => {}
     }
     let Some(tenant) = tenant(id)? else {
         return Err(if rights(role)?.every {

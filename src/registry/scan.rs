@@ -61,6 +61,15 @@ pub mod grants {
     pub const TICKET_REQUIRED: i16 = 4;
 }
 
+/// Column numbers of `tenant_rls.signing_keys`.
+pub mod signing_keys {
+    pub const KID: i16 = 1;
+    pub const ALGORITHM: i16 = 2;
+    pub const KEY: i16 = 3;
+    pub const NOT_BEFORE: i16 = 4;
+    pub const NOT_AFTER: i16 = 5;
+}
+
 /// Column numbers of `tenant_rls.operators`.
 pub mod operators {
     pub const ROLE_OID: i16 = 2;
