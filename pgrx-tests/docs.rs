@@ -61,6 +61,11 @@ fn prove() {
 }
 
 #[test]
+fn audit() {
+    check("docs/audit.md");
+}
+
+#[test]
 fn quotas() {
     check("docs/quotas.md");
 }

@@ -8,6 +8,7 @@
 mod harness;
 
 mod attacks;
+mod audit;
 mod cluster;
 mod context;
 mod docs;

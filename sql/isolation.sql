@@ -76,6 +76,19 @@ WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
 EXECUTE FUNCTION tenant_rls.close_before_drop();
 COMMENT ON EVENT TRIGGER tenant_rls_close_before_drop IS 'leaves protected tables closed when the extension goes';
 
+-- When the audit ran. A row is no part of the registry: nothing looks it up, so nothing is invalidated or recorded.
+CREATE TABLE tenant_rls.audits (
+    audited_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    audited_by text COLLATE pg_catalog."C" NOT NULL,
+    errors bigint NOT NULL,
+    warnings bigint NOT NULL
+);
+CREATE INDEX audits_audited_at_idx ON tenant_rls.audits (audited_at);
+
+ALTER TABLE tenant_rls.audits ENABLE ROW LEVEL SECURITY;
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.audits', '');
+COMMENT ON TABLE tenant_rls.audits IS 'when tenant_audit ran, as whom, and how many errors and warnings it found';
+
 CREATE VIEW @extschema@.tenant_tables AS
 SELECT
     p.relation AS target,
@@ -102,7 +115,11 @@ SELECT
         LIMIT 1
     ) AS tenant_index,
     c.reltuples::pg_catalog.int8 AS estimated_rows,
-    NULL::timestamp with time zone AS last_audit
+    (
+        SELECT pg_catalog.max(a.audited_at)
+        FROM tenant_rls.audits AS a
+        WHERE a.audited_at OPERATOR(pg_catalog.>=) p.protected_at
+    ) AS last_audit
 FROM tenant_rls.protected_tables AS p
 JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) p.relation;
 COMMENT ON VIEW @extschema@.tenant_tables IS 'protected tables, partitions and children; estimated_rows is -1 before the first ANALYZE';

@@ -72,6 +72,8 @@ GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_attach(regclass, text) TO PUB
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_detach(regclass, text) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_quota_reconcile(regclass) TO PUBLIC;
 
+-- tenant_audit and tenant_assert are not here: what they find tells of the registry, and is for operators.
+
 -- Views run the functions in them as whoever reads the view; each checks what that role may see.
 GRANT EXECUTE ON FUNCTION tenant_rls.sees_all() TO PUBLIC;
 GRANT EXECUTE ON FUNCTION tenant_rls.usage_of(uuid) TO PUBLIC;

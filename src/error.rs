@@ -97,6 +97,8 @@ pub enum Error {
     Attached { resource: String },
     /// The role became subject to policies while a statement without them was about to start.
     RightsChanged { role: String },
+    /// The audit has findings of severity error; the first of them.
+    AuditFailed { count: u64, first: Vec<String> },
     /// What was asked for is not possible in this mode or version.
     Unsupported { what: String, detail: String, hint: &'static str },
     /// The extension is not installed in this database, or its tables are gone.
@@ -312,6 +314,12 @@ impl Error {
             Error::NotPermitted { what, hint } => {
                 (ERRCODE_INSUFFICIENT_PRIVILEGE, what.clone(), String::new(), (*hint).into())
             }
+            Error::AuditFailed { count, first } => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the audit of this database has {count} findings of severity error"),
+                first.join("\n"),
+                "SELECT * FROM tenant_audit() lists all, each with SQL that fixes it.".into(),
+            ),
             Error::RightsChanged { role } => (
                 ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("the rights of role \"{role}\" changed while the statement was about to start"),

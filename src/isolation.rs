@@ -5,6 +5,7 @@
 //! from letting more through. The whole tree is protected, because a partition or child that is named in a
 //! statement is read under its own policies, not its parent's.
 
+mod audit;
 pub mod checks;
 pub mod guard;
 pub mod lockdown;

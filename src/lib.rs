@@ -30,6 +30,7 @@ extension_sql_file!("../sql/registry.sql", name = "registry", bootstrap);
 extension_sql_file!("../sql/context.sql", name = "context", requires = ["registry"]);
 extension_sql_file!("../sql/ticket.sql", name = "ticket", requires = ["context"]);
 extension_sql_file!("../sql/isolation.sql", name = "isolation", requires = ["ticket"]);
+extension_sql_file!("../sql/audit.sql", name = "audit", requires = ["usage"]);
 extension_sql_file!("../sql/quota.sql", name = "quota", requires = ["isolation"]);
 extension_sql_file!("../sql/usage.sql", name = "usage", requires = ["quota"]);
 extension_sql_file!("../sql/lockdown.sql", name = "lockdown", requires = ["usage"]);

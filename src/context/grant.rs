@@ -42,6 +42,8 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
     "tenant_quota_set(uuid, text, bigint, boolean, timestamptz)",
     "tenant_quota_unset(uuid, text)",
     "tenant_purge(uuid, integer)",
+    "tenant_audit()",
+    "tenant_assert()",
 ];
 
 /// What an operator reads.
