@@ -8,7 +8,7 @@ CREATE TABLE tenant_rls.signing_keys (
     not_before timestamp with time zone,
     not_after timestamp with time zone,
     CONSTRAINT signing_keys_pkey PRIMARY KEY (kid),
-    CONSTRAINT signing_keys_kid_check CHECK (pg_catalog.octet_length(kid) BETWEEN 1 AND 255),
+    CONSTRAINT signing_keys_kid_check CHECK (pg_catalog.octet_length(kid) OPERATOR(pg_catalog.>=) 1 AND pg_catalog.octet_length(kid) OPERATOR(pg_catalog.<=) 255),
     CONSTRAINT signing_keys_algorithm_check
         CHECK (algorithm OPERATOR(pg_catalog.=) ANY (ARRAY['HS256'::pg_catalog.text, 'EdDSA'::pg_catalog.text])),
     CONSTRAINT signing_keys_key_check

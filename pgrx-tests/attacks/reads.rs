@@ -1,6 +1,6 @@
 //! Reading rows of another tenant.
 
-use super::{Attack, attack, no, ok};
+use super::{Attack, any, attack, no, ok};
 
 /// A statement that must work, and show nothing of B.
 fn read(name: &'static str, sql: &'static str) -> Attack {
@@ -16,9 +16,12 @@ pub fn attacks() -> Vec<Attack> {
         read("union with itself", "SELECT note FROM orders UNION SELECT note FROM orders ORDER BY 1"),
         read("a whole row", "SELECT o::text FROM orders AS o ORDER BY id"),
         read("as json", "SELECT jsonb_agg(o ORDER BY id) FROM orders AS o"),
-        read(
+        // A server may be built without libxml.
+        attack(
             "as xml of a table",
-            "SELECT query_to_xml('SELECT note FROM orders ORDER BY id', true, true, '')",
+            "policy",
+            "",
+            vec![any("SELECT query_to_xml('SELECT note FROM orders ORDER BY id', true, true, '')")],
         ),
         read(
             "a lateral join",
