@@ -13,8 +13,8 @@
 //! # Layout
 //!
 //! This file has the tenants and the cache; `catalog` the tables and the invalidations, `rights` who may do
-//! what, `keys` what tickets are signed with, `limits` resources and quotas, `units` what was used, `tables` what is protected; `scan` reads
-//! rows, `admin` is the SQL functions.
+//! what, `keys` what tickets are signed with, `limits` resources and quotas, `units` what was used, `tables` what
+//! is protected; `scan` reads rows, `admin` is the SQL functions.
 
 pub mod admin;
 pub mod catalog;

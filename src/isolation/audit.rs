@@ -80,158 +80,50 @@ fn assert() -> Result<()> {
     if count == 0 { Ok(()) } else { Err(Error::AuditFailed { count, first }) }
 }
 
-extension_sql_file!(
-    "../../sql/audit/app_role_attribute.sql",
-    name = "audit_app_role_attribute",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/app_role_becomes.sql",
-    name = "audit_app_role_becomes",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/app_role_operator.sql",
-    name = "audit_app_role_operator",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/app_role_owner.sql",
-    name = "audit_app_role_owner",
-    requires = ["audit"]
-);
-extension_sql_file!("../../sql/audit/bypass_role.sql", name = "audit_bypass_role", requires = ["audit"]);
-extension_sql_file!(
-    "../../sql/audit/default_privileges.sql",
-    name = "audit_default_privileges",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/definer_function.sql",
-    name = "audit_definer_function",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/definer_search_path.sql",
-    name = "audit_definer_search_path",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/definer_trigger.sql",
-    name = "audit_definer_trigger",
-    requires = ["audit"]
-);
-extension_sql_file!("../../sql/audit/definer_view.sql", name = "audit_definer_view", requires = ["audit"]);
-extension_sql_file!(
-    "../../sql/audit/fk_without_tenant.sql",
-    name = "audit_fk_without_tenant",
-    requires = ["audit"]
-);
-extension_sql_file!("../../sql/audit/foreign_table.sql", name = "audit_foreign_table", requires = ["audit"]);
-extension_sql_file!(
-    "../../sql/audit/guard_disabled.sql",
-    name = "audit_guard_disabled",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/immutable_policy.sql",
-    name = "audit_immutable_policy",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/leakproof_function.sql",
-    name = "audit_leakproof_function",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/materialized_view.sql",
-    name = "audit_materialized_view",
-    requires = ["audit"]
-);
-extension_sql_file!("../../sql/audit/not_forced.sql", name = "audit_not_forced", requires = ["audit"]);
-extension_sql_file!("../../sql/audit/not_preloaded.sql", name = "audit_not_preloaded", requires = ["audit"]);
-extension_sql_file!(
-    "../../sql/audit/parameter_grant.sql",
-    name = "audit_parameter_grant",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/partition_unprotected.sql",
-    name = "audit_partition_unprotected",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/permissive_policy.sql",
-    name = "audit_permissive_policy",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/policy_changed.sql",
-    name = "audit_policy_changed",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/policy_missing.sql",
-    name = "audit_policy_missing",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/policy_without_rls.sql",
-    name = "audit_policy_without_rls",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/publication_unfiltered.sql",
-    name = "audit_publication_unfiltered",
-    requires = ["audit"]
-);
-extension_sql_file!("../../sql/audit/registry_open.sql", name = "audit_registry_open", requires = ["audit"]);
-extension_sql_file!(
-    "../../sql/audit/replica_identity.sql",
-    name = "audit_replica_identity",
-    requires = ["audit"]
-);
-extension_sql_file!("../../sql/audit/rls_off.sql", name = "audit_rls_off", requires = ["audit"]);
-extension_sql_file!("../../sql/audit/rule.sql", name = "audit_rule", requires = ["audit"]);
-extension_sql_file!("../../sql/audit/schema_create.sql", name = "audit_schema_create", requires = ["audit"]);
-extension_sql_file!(
-    "../../sql/audit/server_version.sql",
-    name = "audit_server_version",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/table_unprotected.sql",
-    name = "audit_table_unprotected",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/tenant_column_nullable.sql",
-    name = "audit_tenant_column_nullable",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/tenant_in_catalog.sql",
-    name = "audit_tenant_in_catalog",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/tenant_index_missing.sql",
-    name = "audit_tenant_index_missing",
-    requires = ["audit"]
-);
-extension_sql_file!("../../sql/audit/tenant_stored.sql", name = "audit_tenant_stored", requires = ["audit"]);
-extension_sql_file!(
-    "../../sql/audit/unfiltered_privilege.sql",
-    name = "audit_unfiltered_privilege",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/unique_without_tenant.sql",
-    name = "audit_unique_without_tenant",
-    requires = ["audit"]
-);
-extension_sql_file!(
-    "../../sql/audit/volatile_policy.sql",
-    name = "audit_volatile_policy",
-    requires = ["audit"]
-);
+macro_rules! lints {
+    ($($file:tt => $name:tt,)*) => {
+        $(extension_sql_file!($file, name = $name, requires = ["audit"]);)*
+    };
+}
+
+lints! {
+    "../../sql/audit/app_role_attribute.sql" => "audit_app_role_attribute",
+    "../../sql/audit/app_role_becomes.sql" => "audit_app_role_becomes",
+    "../../sql/audit/app_role_operator.sql" => "audit_app_role_operator",
+    "../../sql/audit/app_role_owner.sql" => "audit_app_role_owner",
+    "../../sql/audit/bypass_role.sql" => "audit_bypass_role",
+    "../../sql/audit/default_privileges.sql" => "audit_default_privileges",
+    "../../sql/audit/definer_function.sql" => "audit_definer_function",
+    "../../sql/audit/definer_search_path.sql" => "audit_definer_search_path",
+    "../../sql/audit/definer_trigger.sql" => "audit_definer_trigger",
+    "../../sql/audit/definer_view.sql" => "audit_definer_view",
+    "../../sql/audit/fk_without_tenant.sql" => "audit_fk_without_tenant",
+    "../../sql/audit/foreign_table.sql" => "audit_foreign_table",
+    "../../sql/audit/guard_disabled.sql" => "audit_guard_disabled",
+    "../../sql/audit/immutable_policy.sql" => "audit_immutable_policy",
+    "../../sql/audit/leakproof_function.sql" => "audit_leakproof_function",
+    "../../sql/audit/materialized_view.sql" => "audit_materialized_view",
+    "../../sql/audit/not_forced.sql" => "audit_not_forced",
+    "../../sql/audit/not_preloaded.sql" => "audit_not_preloaded",
+    "../../sql/audit/parameter_grant.sql" => "audit_parameter_grant",
+    "../../sql/audit/partition_unprotected.sql" => "audit_partition_unprotected",
+    "../../sql/audit/permissive_policy.sql" => "audit_permissive_policy",
+    "../../sql/audit/policy_changed.sql" => "audit_policy_changed",
+    "../../sql/audit/policy_missing.sql" => "audit_policy_missing",
+    "../../sql/audit/policy_without_rls.sql" => "audit_policy_without_rls",
+    "../../sql/audit/publication_unfiltered.sql" => "audit_publication_unfiltered",
+    "../../sql/audit/registry_open.sql" => "audit_registry_open",
+    "../../sql/audit/replica_identity.sql" => "audit_replica_identity",
+    "../../sql/audit/rls_off.sql" => "audit_rls_off",
+    "../../sql/audit/rule.sql" => "audit_rule",
+    "../../sql/audit/schema_create.sql" => "audit_schema_create",
+    "../../sql/audit/server_version.sql" => "audit_server_version",
+    "../../sql/audit/table_unprotected.sql" => "audit_table_unprotected",
+    "../../sql/audit/tenant_column_nullable.sql" => "audit_tenant_column_nullable",
+    "../../sql/audit/tenant_in_catalog.sql" => "audit_tenant_in_catalog",
+    "../../sql/audit/tenant_index_missing.sql" => "audit_tenant_index_missing",
+    "../../sql/audit/tenant_stored.sql" => "audit_tenant_stored",
+    "../../sql/audit/unfiltered_privilege.sql" => "audit_unfiltered_privilege",
+    "../../sql/audit/unique_without_tenant.sql" => "audit_unique_without_tenant",
+    "../../sql/audit/volatile_policy.sql" => "audit_volatile_policy",
+}
