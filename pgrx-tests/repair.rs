@@ -320,6 +320,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 fn a_plan_runs_beside_writers() {
     for kind in ["plain", "partitioned"] {
         let (db, owner) = unprotected(kind);
+        // Longer than the lock_timeout of the plan, as the server's default is: no writer gets 40P01 (docs/repair.md).
+        db.admin().run(&format!("ALTER DATABASE {} SET deadlock_timeout = '10s'", db.name()));
         let mut owner = db.connect(&owner);
         let (stop, written, started) = (AtomicBool::new(false), AtomicU32::new(0), Instant::now());
         thread::scope(|scope| {
@@ -331,8 +333,7 @@ fn a_plan_runs_beside_writers() {
                         let write = format!("INSERT INTO live VALUES ({writer}, '{A}'); UPDATE live SET id = id WHERE id = 500");
                         match app.attempt(&write).as_deref() {
                             None => _ = written.fetch_add(1, Ordering::Relaxed),
-                            // A step that locks partitions before their root may meet a writer (docs/repair.md).
-                            Some(state) => assert_eq!((kind, state), ("partitioned", "40P01")),
+                            Some(state) => panic!("{kind}: {state}"),
                         }
                     }
                 });

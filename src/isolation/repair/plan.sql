@@ -38,7 +38,9 @@ WITH RECURSIVE tree AS (
     WHERE CASE WHEN m.parent IS NULL THEN NOT m.is_led
         ELSE NOT COALESCE(m.is_attached, false) AND NOT (SELECT r.is_led FROM root AS r) END
 ), steps AS (
-    SELECT 10 AS place, '' AS sorted, 'SET lock_timeout = ''1s''' AS statement, 'none' AS lock, true AS in_transaction,
+    -- Half of deadlock_timeout, as Postgres installs it: a step that locks partitions before their root, and so can meet a
+    -- writer, gives up before the writer looks for a deadlock.
+    SELECT 10 AS place, '' AS sorted, 'SET lock_timeout = ''500ms''' AS statement, 'none' AS lock, true AS in_transaction,
         'what waits for a lock stops those behind it: rather fail with 55P03, and run the step again' AS why
     UNION ALL
     SELECT 20, '', format('ALTER TABLE %s ADD CONSTRAINT tenant_present CHECK (%I IS NOT NULL) NOT VALID', r.name, r.attname),
@@ -61,7 +63,7 @@ WITH RECURSIVE tree AS (
         'SHARE UPDATE EXCLUSIVE', false, 'the tenant is in every query; tenant_protect would build the index and keep writers out meanwhile'
     FROM named AS n WHERE n.relkind = 'r' AND n.indisvalid IS NOT TRUE
     UNION ALL
-    SELECT 70, '', 'SET lock_timeout = ''1s''', 'none', true, 'what follows is short'
+    SELECT 70, '', 'SET lock_timeout = ''500ms''', 'none', true, 'what follows is short'
     FROM root AS r WHERE r.needs_check OR EXISTS (SELECT FROM named)
     UNION ALL
     SELECT 80, n.name, format('CREATE INDEX %I ON ONLY %s (%I)', n.index_to_be, n.name, n.attname), 'SHARE', true,
