@@ -175,6 +175,30 @@ class Databases:
 
         return self._make(f"bench_tenants_{number}", make)
 
+    def ddl(self, kind):
+        """A schema of 100 protected tables: `guard`, `unguarded` with the event triggers of the guard off, or `none`
+        without the extension."""
+
+        def make(server, name):
+            server.sql("postgres", f"CREATE DATABASE {name}")
+            tables = "SELECT format('CREATE TABLE p%s (tenant_id uuid NOT NULL, id int)', n) FROM generate_series(1, 100) AS n"
+            server.sql(name, f"GRANT CREATE ON SCHEMA public TO bench_app; {tables} \\gexec\n")
+            if kind == "none":
+                return
+            self._extension(server, name, 1)
+            server.sql(name, "SELECT FROM tenant_protect_schema('public')")
+            if kind == "unguarded":
+                server.sql(
+                    name,
+                    """
+                    SET tenant_rls.ddl_guard = off;
+                    ALTER EVENT TRIGGER tenant_rls_ddl_guard DISABLE;
+                    ALTER EVENT TRIGGER tenant_rls_drop_guard DISABLE;
+                    """,
+                )
+
+        return self._make(f"bench_ddl_{kind}", make)
+
     def unprotected(self, server):
         def make(server, name):
             server.sql("postgres", f"CREATE DATABASE {name}")
@@ -558,6 +582,34 @@ def unprotected(databases):
     ]
 
 
+def ddl(databases):
+    def side(kind, create, drop):
+        return Side(
+            databases.library,
+            databases.ddl(kind),
+            script=f"BEGIN;\n{create};\n{drop};\nCOMMIT;\n",
+            loop=f"{create}; {drop};",
+            protocol="simple",
+            loop_options="-c synchronous_commit=off",
+            before="VACUUM;",
+            commit=True,
+        )
+
+    def work(name, text, create, drop):
+        sides = {peer: side(kind, create, drop) for peer, kind in
+                 (("ours", "guard"), ("plain", "unguarded"), ("none", "none"))}
+        peers = [Against("plain", "the guard's event triggers disabled", 1.10, 1.10),
+                 Against("none", "a database without the extension")]
+        return Work(name, text, sides, peers, calls=4000)
+
+    return [
+        work("ddl-table", "`CREATE TABLE`, `DROP TABLE`, 100 protected tables beside it",
+             "CREATE TABLE fresh (id int PRIMARY KEY, note text)", "DROP TABLE fresh"),
+        work("ddl-alter", "`ALTER TABLE … ADD COLUMN`, `DROP COLUMN`, of an unprotected table",
+             "CREATE TABLE fresh (id int); ALTER TABLE fresh ADD COLUMN note text; ALTER TABLE fresh DROP COLUMN note", "DROP TABLE fresh"),
+    ]
+
+
 def memory(databases):
     def growth(call):
         with Session(databases.library, databases.tenants(1_000_000), "bench_app") as session:
@@ -601,5 +653,6 @@ GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
     ),
     "check": (["check"], lambda d: [check(d)]),
     "unprotected": (["unprotected-select", "unprotected-tpcb"], unprotected),
+    "ddl": (["ddl-table", "ddl-alter"], ddl),
     "memory": (["memory"], lambda d: [memory(d)]),
 }
