@@ -83,8 +83,11 @@ pub unsafe fn check_again(query: *mut pg_sys::QueryDesc) {
 /// Whether the policies of a protected table hold for the role that the statement reads it as. With
 /// `roles_changed` since the plan was chosen, one that may lack the policies that hold now is refused.
 unsafe fn reads_protected(plan: *mut pg_sys::PlannedStmt, roles_changed: bool) -> bool {
+    unsafe extern "C-unwind" {
+        fn InNoForceRLSOperation() -> bool;
+    }
     let mut reads = false;
-    // SAFETY: the range table is a list of RangeTblEntry.
+    // SAFETY: the range table is a list of RangeTblEntry; the function reads a variable of the backend.
     unsafe {
         for at in 0..list_length((*plan).rtable) {
             let entry = entry(plan, at);
@@ -95,6 +98,11 @@ unsafe fn reads_protected(plan: *mut pg_sys::PlannedStmt, roles_changed: bool) -
                 pg_sys::InvalidOid => registry::current_role(),
                 role => role,
             };
+            // Rows are counted, and foreign keys checked, as the owner of the table that is named; a partition or
+            // child of somebody else is read through it.
+            if is_child(entry) && InNoForceRLSOperation() {
+                continue;
+            }
             let holds = registry::policies_hold((*entry).relid, role);
             if !holds {
                 registry::catalog::remember_bypass(role);
@@ -141,6 +149,20 @@ pub(super) unsafe fn cell(list: *mut pg_sys::List, at: usize) -> pg_sys::ListCel
 pub(super) unsafe fn list_length(list: *mut pg_sys::List) -> usize {
     // SAFETY: an empty list is a null pointer.
     unsafe { if list.is_null() { 0 } else { (*list).length as usize } }
+}
+
+/// Whether the planner has added the entry for a partition or child: no privileges are asked for it.
+#[cfg(feature = "pg15")]
+unsafe fn is_child(entry: *mut pg_sys::RangeTblEntry) -> bool {
+    // SAFETY: the entry is live.
+    unsafe { (*entry).requiredPerms == 0 }
+}
+
+/// Whether the planner has added the entry for a partition or child: no privileges are asked for it.
+#[cfg(not(feature = "pg15"))]
+unsafe fn is_child(entry: *mut pg_sys::RangeTblEntry) -> bool {
+    // SAFETY: the entry is live.
+    unsafe { (*entry).perminfoindex == 0 }
 }
 
 /// The role that a table is read as: that of the view it is reached through, or else the current one
