@@ -18,6 +18,7 @@ mod context;
 mod cves;
 mod definer;
 mod foreign;
+mod guard;
 mod inference;
 mod leaky;
 mod mutation;
@@ -499,6 +500,7 @@ fn classes() -> Vec<(&'static str, Vec<Attack>)> {
         ("context", context::attacks()),
         ("definer", definer::attacks()),
         ("foreign", foreign::attacks()),
+        ("guard", guard::attacks()),
         ("cves", cves::attacks()),
         ("inference", inference::attacks()),
         ("leaky", leaky::attacks()),
@@ -556,8 +558,8 @@ mod suite {
     use super::*;
 
     class_tests!(
-        carry, channels, context, definer, foreign, cves, inference, leaky, objects, own, plans, quota,
-        reads, roles, shadow, stale, trees, upsert, writes
+        carry, channels, context, definer, foreign, guard, cves, inference, leaky, objects, own, plans,
+        quota, reads, roles, shadow, stale, trees, upsert, writes
     );
 }
 

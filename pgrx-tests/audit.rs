@@ -92,7 +92,7 @@ fn assert_raises_for_errors() {
     let mut admin = db.admin();
     admin.run("CREATE POLICY mine ON shop.orders USING (true)");
     admin.run("SELECT tenant_assert()");
-    admin.run("ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY");
+    db.breaker().run("ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY");
     let error = report(&mut admin, "SELECT tenant_assert()");
     assert_eq!(error.code().code(), "55000");
     assert!(error.detail().is_some_and(|detail| detail.contains("rls_off: shop.orders")));
@@ -177,7 +177,7 @@ fn hostile_names_stay_names() {
     let quoted = format!("\"{escaped}\"");
     let mut admin_role = db.role_name("x\"; DROP TABLE victim; --\n'");
     admin_role = format!("\"{}\"", admin_role.replace('"', "\"\""));
-    admin.run(&format!(
+    db.breaker().run(&format!(
         "CREATE TABLE victim (n int); CREATE ROLE {admin_role};
          CREATE SCHEMA {quoted};
          CREATE TABLE {quoted}.{quoted} ({quoted} uuid NOT NULL, id int CONSTRAINT \"{escaped}1\" UNIQUE, other int);
@@ -209,7 +209,7 @@ fn hostile_names_stay_names() {
 fn the_search_path_of_the_caller_does_not_matter() {
     let db = sound();
     let mut admin = db.admin();
-    admin.run("ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY");
+    db.breaker().run("ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY");
     admin.run(
         "CREATE SCHEMA trap;
          CREATE FUNCTION trap.never(oid, oid) RETURNS boolean LANGUAGE sql AS 'SELECT false';

@@ -129,6 +129,13 @@ impl Db {
         connect(&self.name, &server().superuser, "")
     }
 
+    /// A connection as superuser that the DDL guard lets break what is protected.
+    pub fn breaker(&self) -> Client {
+        let mut client = self.admin();
+        client.run("SET tenant_rls.ddl_guard = off");
+        client
+    }
+
     /// A connection as a role.
     pub fn connect(&self, role: &str) -> Client {
         connect(&self.name, role, "")

@@ -281,7 +281,7 @@ fn a_view_of_a_forced_owner_shows_its_rows() {
     let db = Db::with_orders();
     let owner = db.role_name("owner");
     db.role(&owner, "NOLOGIN");
-    db.admin().run(&format!(
+    db.breaker().run(&format!(
         "CREATE VIEW v AS SELECT * FROM orders; GRANT SELECT ON v TO {};
          ALTER TABLE orders OWNER TO {owner}; ALTER VIEW v OWNER TO {owner}",
         db.app()
@@ -297,7 +297,7 @@ fn an_owner_is_subject_by_force() {
     let db = Db::with_orders();
     let app = db.app();
     let mut admin = db.admin();
-    admin.run(&format!("ALTER TABLE orders OWNER TO {app}"));
+    db.breaker().run(&format!("ALTER TABLE orders OWNER TO {app}"));
     assert_eq!(notes(&mut db.connect_as(&app, A)), ["a1", "a2"]);
     admin.run("SELECT tenant_protect('orders', force => false)");
     assert_eq!(notes(&mut db.connect_as(&app, A)), ["a1", "a2", "b3", "b4"]);

@@ -14,6 +14,7 @@ mod context;
 mod docs;
 mod dump;
 mod gauge;
+mod guard;
 mod invalidation;
 mod isolation;
 mod lockdown;

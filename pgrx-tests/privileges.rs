@@ -8,6 +8,8 @@ use crate::harness::{A, B, Db, Session, answer, recorded, refuses};
 /// to the README; something that goes or changes breaks users.
 const SURFACE: &str = "
 event trigger tenant_rls_close_before_drop
+event trigger tenant_rls_ddl_guard
+event trigger tenant_rls_drop_guard
 event trigger tenant_rls_follow_tree
 event trigger tenant_rls_relations_dropped
 function current_tenant()
@@ -105,6 +107,8 @@ function tenant_rls.audit_unique_without_tenant()
 function tenant_rls.audit_volatile_policy()
 function tenant_rls.close_before_drop()
 function tenant_rls.crossing_rows(oid)
+function tenant_rls.ddl_guard()
+function tenant_rls.drop_guard()
 function tenant_rls.gauge_follow_tree()
 function tenant_rls.invariants()
 function tenant_rls.is_restoring()

@@ -127,7 +127,8 @@ COMMENT ON FUNCTION tenant_rls.relations_dropped() IS
 'event trigger: forgets dropped tables, and what their rows counted in gauges';
 
 CREATE EVENT TRIGGER tenant_rls_follow_tree ON ddl_command_end
-WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'ALTER TABLE', 'IMPORT FOREIGN SCHEMA', 'CREATE FOREIGN TABLE')
+WHEN TAG IN (
+    'CREATE TABLE', 'CREATE TABLE AS', 'ALTER TABLE', 'CREATE SCHEMA', 'IMPORT FOREIGN SCHEMA', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
 EXECUTE FUNCTION tenant_rls.gauge_follow_tree();
 CREATE EVENT TRIGGER tenant_rls_relations_dropped ON sql_drop
 EXECUTE FUNCTION tenant_rls.relations_dropped();

@@ -99,6 +99,10 @@ pub enum Error {
     RightsChanged { role: String },
     /// The audit has findings of severity error; the first of them.
     AuditFailed { count: u64, first: Vec<String> },
+    /// The DDL guard refuses a command; with `refused` false, it only says that it would have.
+    Guarded { to: String, why: String, hint: String, refused: bool },
+    /// The DDL guard lets something pass that may not do what it seems to.
+    Advice { what: String, why: String, hint: String },
     /// What was asked for is not possible in this mode or version.
     Unsupported { what: String, detail: String, hint: &'static str },
     /// The extension is not installed in this database, or its tables are gone.
@@ -390,6 +394,16 @@ impl Error {
                 "It changes with the rows, and with nothing else.".into(),
                 "Insert or delete rows, or call tenant_quota_detach first.".into(),
             ),
+            Error::Guarded { to, why, hint, refused: true } => {
+                (ERRCODE_INSUFFICIENT_PRIVILEGE, format!("cannot {to}"), why.clone(), hint.clone())
+            }
+            Error::Guarded { to, why, hint, refused: false } => (
+                ERRCODE_WARNING,
+                format!("tenant_rls.ddl_guard = on would refuse to {to}"),
+                why.clone(),
+                hint.clone(),
+            ),
+            Error::Advice { what, why, hint } => (ERRCODE_WARNING, what.clone(), why.clone(), hint.clone()),
             Error::Unsupported { what, detail, hint } => {
                 (ERRCODE_FEATURE_NOT_SUPPORTED, what.clone(), detail.clone(), (*hint).into())
             }
@@ -408,6 +422,11 @@ impl Error {
     pub fn raise(self) -> ! {
         ErrorReport::from(self).report(PgLogLevel::ERROR);
         unreachable!("an error report of level ERROR does not return")
+    }
+
+    /// Reports it as a WARNING, and goes on.
+    pub fn warn(self) {
+        ErrorReport::from(self).report(PgLogLevel::WARNING);
     }
 }
 

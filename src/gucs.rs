@@ -18,6 +18,20 @@ pub enum MissingTenant {
     Empty,
 }
 
+/// What becomes of a command that would open a protected table, or of a new table that is not protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Watch {
+    /// Nothing is said.
+    #[name = c"off"]
+    Off,
+    /// A WARNING.
+    #[name = c"warn"]
+    Warn,
+    /// It is refused, or put right.
+    #[name = c"on"]
+    On,
+}
+
 // Silence is what users lose days to: a job that finds no rows looks like a job with nothing to do.
 static MISSING_TENANT: GucSetting<MissingTenant> = GucSetting::<MissingTenant>::new(MissingTenant::Error);
 
@@ -27,6 +41,24 @@ static GUARD_SWITCH: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// Whether a change of the tenant is refused while the session holds rows of another.
 pub fn guard_switch() -> bool {
     GUARD_SWITCH.get()
+}
+
+// A guard that has to be switched on is found missing on the day after. Whoever means it says so, once, and it is
+// written down.
+static DDL_GUARD: GucSetting<Watch> = GucSetting::<Watch>::new(Watch::On);
+
+/// What becomes of a command that would open a protected table.
+pub fn ddl_guard() -> Watch {
+    DDL_GUARD.get()
+}
+
+// Not every table with such a column holds rows of tenants: a list of tenants has one too. And a migration that goes
+// on with the new table must know that it is protected.
+static AUTO_PROTECT: GucSetting<Watch> = GucSetting::<Watch>::new(Watch::Warn);
+
+/// What becomes of a new table with a tenant column.
+pub fn auto_protect() -> Watch {
+    AUTO_PROTECT.get()
 }
 
 // Two lines for each transaction that sets a tenant: for those who ask for it.
@@ -66,6 +98,22 @@ pub fn init() {
         c"Refuses another tenant while a cursor or temporary table of the session may hold rows of the last.",
         c"Cursors that are open in the transaction are refused in any case.",
         &GUARD_SWITCH,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"tenant_rls.ddl_guard",
+        c"What becomes of a command that would open a protected table.",
+        c"on refuses it with 42501; warn and off let it through, and record it in tenant_rls.changes.",
+        &DDL_GUARD,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"tenant_rls.auto_protect",
+        c"What becomes of a new table with a column tenant_id.",
+        c"on protects it, warn says that it is not protected.",
+        &AUTO_PROTECT,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 
 use crate::backend::Backend;
 use crate::context::{carrier, marker, switch_log};
+use crate::isolation::guard::utility;
 use crate::isolation::{checks, lockdown, statement};
 use crate::tenant::TenantId;
 
@@ -165,8 +166,9 @@ unsafe extern "C-unwind" fn process_utility(
     }
     // SAFETY: as in `executor_start`.
     unsafe {
-        if lockdown::concerns((*statement).utilityStmt) {
-            check_command((*statement).utilityStmt);
+        let command = (*statement).utilityStmt;
+        if lockdown::concerns(command) || utility::concerns(command) {
+            check_command(command);
         }
         let next = PREVIOUS_UTILITY.get().unwrap_or(standard_ProcessUtility);
         next(statement, text, read_only_tree, context, parameters, environment, destination, completion);
@@ -175,8 +177,8 @@ unsafe extern "C-unwind" fn process_utility(
 
 #[pg_guard]
 unsafe extern "C-unwind" fn check_command(command: *mut pg_sys::Node) {
-    // SAFETY: the command is the hook's.
-    unsafe { lockdown::check(command) }
+    // SAFETY: the command is the hook's, and one that the caller says concerns us.
+    unsafe { if utility::concerns(command) { utility::check(command) } else { lockdown::check(command) } }
 }
 
 unsafe extern "C-unwind" fn executor_end(query: *mut pg_sys::QueryDesc) {

@@ -16,17 +16,44 @@ pub mod rows;
 pub mod statement;
 pub mod table;
 
+use std::cell::Cell;
 use std::ffi::CStr;
 
 use pgrx::prelude::*;
 use pgrx::{JsonB, pg_sys};
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Backend;
 use crate::error::{Error, Result, or_raise};
 use crate::plan::{CachedPlan, Snapshot, as_owner, as_table_owner, execute_text, read, run_text};
 use crate::registry;
 use policy::{BOUNDARY_POLICY, ISOLATION_POLICY, KeyType, PolicySpec, quote_ident};
 use table::Table;
+
+/// Whether the guard is protecting: it says in one sentence what the steps would say in many.
+static QUIET: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+
+macro_rules! say {
+    ($($text:tt)*) => {
+        if !QUIET.get() {
+            pgrx::notice!($($text)*);
+        }
+    };
+}
+
+/// Runs `f` without its notices.
+fn quietly<T>(f: impl FnOnce() -> T) -> T {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            QUIET.set(self.0);
+        }
+    }
+    let before = Before(QUIET.replace(true));
+    let value = f();
+    drop(before);
+    value
+}
 
 /// What protecting one table changed, so that unprotecting changes back that and no more.
 #[derive(Default, Serialize, Deserialize)]
@@ -74,6 +101,7 @@ fn tenant_unprotect(target: Option<pg_sys::Oid>) {
     let unprotect = || {
         let root = table::find(target.ok_or(Error::Null("the table"))?)?;
         root.check_owner()?;
+        guard::tree::find_roots(root.oid)?;
         let Some(known) = table::protected(root.oid)? else {
             return Err(Error::NotProtected { relation: root.display });
         };
@@ -82,6 +110,7 @@ fn tenant_unprotect(target: Option<pg_sys::Oid>) {
         }
         check_unattached(&root)?;
         table::lock_tree(root.oid, pg_sys::AccessExclusiveLock);
+        guard::tree::let_go(root.oid)?;
         for member in protected_members(root.oid)? {
             unprotect_one(&table::find(member)?)?;
         }
@@ -155,8 +184,8 @@ fn protect_tree(root: &Table, column: &str, force: bool) -> Result<()> {
         let column = find_column(&member, column)?;
         members.push((member, column));
     }
-    // The root of a partition that is protected again stays the root of its tree.
-    let top = table::protected(root.oid)?.map_or(root.oid, |known| known.root);
+    // A partition that is protected on its own has the root of its parents.
+    let top = guard::tree::top(root.oid)?;
     let mut undos = Vec::with_capacity(members.len());
     for (member, found) in &members {
         check_nulls(member, column, found)?;
@@ -249,7 +278,7 @@ fn protect_columns(
     let quoted = quote_ident(column);
     if members.iter().any(|(_, found)| !found.not_null) {
         execute_text(&format!("ALTER TABLE {} ALTER COLUMN {quoted} SET NOT NULL", root.qualified));
-        pgrx::notice!("column \"{column}\" of table \"{}\" is NOT NULL now", root.display);
+        say!("column \"{column}\" of table \"{}\" is NOT NULL now", root.display);
     }
     let schema = quote_ident(&registry::extension_schema()?);
     for ((member, found), undo) in members.iter().zip(undos) {
@@ -261,7 +290,7 @@ fn protect_columns(
                 found.key.required_function()
             ));
             undo.default = true;
-            pgrx::notice!(
+            say!(
                 "column \"{column}\" of table \"{}\" defaults to {}() now",
                 member.display,
                 found.key.required_function()
@@ -285,7 +314,7 @@ fn protect_one(table: &Table, name: &str, column: &Column, force: bool, undo: &m
         undo.forced = false;
     }
     if !enabled {
-        pgrx::notice!("row level security of table \"{}\" is enabled now", table.display);
+        say!("row level security of table \"{}\" is enabled now", table.display);
     }
     create_policies(table, name, column.key, undo)?;
     revoke_privileges(table, undo);
@@ -303,10 +332,18 @@ fn row_security(relation: pg_sys::Oid) -> (bool, bool) {
         .unwrap_or_default()
 }
 
-/// Creates the two policies, in the place of what has their names and is not the same.
-fn create_policies(table: &Table, column: &str, key: KeyType, undo: &mut Undo) -> Result<()> {
-    // What makes a policy of that name again. pg_get_expr qualifies what is not on the search_path, which the
-    // SQL functions set to pg_catalog.
+/// A policy with the name of one of ours.
+struct Found {
+    name: String,
+    /// Whether it is what [`PolicySpec`] makes.
+    right: bool,
+    /// What makes it again.
+    statement: String,
+}
+
+/// The policies of a table that have the names of ours. pg_get_expr qualifies what is not on the search_path, which
+/// the SQL functions set to pg_catalog.
+fn found_policies(table: &Table, spec: &PolicySpec) -> Vec<Found> {
     static SELECT: CachedPlan = CachedPlan::new(
         c"SELECT p.polname::pg_catalog.text, \
             p.polcmd OPERATOR(pg_catalog.=) '*' AND p.polroles OPERATOR(pg_catalog.=) '{0}'::pg_catalog.oid[] \
@@ -330,41 +367,44 @@ fn create_policies(table: &Table, column: &str, key: KeyType, undo: &mut Undo) -
           AND p.polname OPERATOR(pg_catalog.=) ANY (ARRAY[$2, $3]::pg_catalog.name[])",
         &[pg_sys::OIDOID, pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID],
     );
-    let schema = registry::extension_schema()?;
     let arguments = [
         table.oid.into_datum(),
         ISOLATION_POLICY.into_datum(),
         BOUNDARY_POLICY.into_datum(),
-        deparsed(column, &schema, key).into_datum(),
+        deparsed(spec.column, spec.schema, spec.key).into_datum(),
         table.qualified.as_str().into_datum(),
     ];
     let mut found = Vec::new();
     SELECT.run(&arguments, |row| {
-        found.push((
-            row.get::<String>(1).unwrap_or_default(),
-            row.get::<bool>(2).unwrap_or(false),
-            row.get::<String>(3).unwrap_or_default(),
-        ));
+        found.push(Found {
+            name: row.get(1).unwrap_or_default(),
+            right: row.get(2).unwrap_or(false),
+            statement: row.get(3).unwrap_or_default(),
+        });
     });
-    let known = table::protected(table.oid)?.is_some();
+    found
+}
+
+/// Creates the two policies, in the place of what has their names and is not the same.
+fn create_policies(table: &Table, column: &str, key: KeyType, undo: &mut Undo) -> Result<()> {
+    let schema = registry::extension_schema()?;
     let spec = PolicySpec { schema: &schema, column, key };
+    let found = found_policies(table, &spec);
+    let known = table::protected(table.oid)?.is_some();
     for (name, statement) in
         [ISOLATION_POLICY, BOUNDARY_POLICY].into_iter().zip(spec.create_policy_statements(&table.qualified))
     {
-        match found.iter().find(|(found, ..)| found == name) {
-            Some((_, true, _)) => continue,
-            Some((_, false, text)) => {
+        match found.iter().find(|found| found.name == name) {
+            Some(Found { right: true, .. }) => continue,
+            Some(other) => {
                 execute_text(&format!("DROP POLICY {} ON {}", quote_ident(name), table.qualified));
-                pgrx::notice!(
-                    "policy \"{name}\" of table \"{}\" was another one and is replaced",
-                    table.display
-                );
+                say!("policy \"{name}\" of table \"{}\" was another one and is replaced", table.display);
                 // What stood there before the first protection comes back; a changed policy of ours does not.
                 if !known {
-                    undo.policies.push(text.clone());
+                    undo.policies.push(other.statement.clone());
                 }
             }
-            None => pgrx::notice!("policy \"{name}\" of table \"{}\" is created", table.display),
+            None => say!("policy \"{name}\" of table \"{}\" is created", table.display),
         }
         execute_text(&statement);
     }
@@ -373,11 +413,21 @@ fn create_policies(table: &Table, column: &str, key: KeyType, undo: &mut Undo) -
 
 /// The predicate as the server prints it.
 fn deparsed(column: &str, schema: &str, key: KeyType) -> String {
+    printed("(%I = %I.%I())", &[column, schema, key.required_function()])
+}
+
+/// The default of a tenant column as the server prints it.
+fn deparsed_function(schema: &str, key: KeyType) -> String {
+    printed("%I.%I()", &[schema, key.required_function()])
+}
+
+/// Names in a text, quoted where the server quotes them.
+fn printed(format: &str, names: &[&str]) -> String {
     let mut printed = String::new();
     run_text(
-        "SELECT pg_catalog.format('(%I = %I.%I())', $1, $2, $3)",
-        &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::TEXTOID],
-        &[column.into_datum(), schema.into_datum(), key.required_function().into_datum()],
+        "SELECT pg_catalog.format($1, VARIADIC $2)",
+        &[pg_sys::TEXTOID, pg_sys::TEXTARRAYOID],
+        &[format.into_datum(), names.to_vec().into_datum()],
         |row| printed = row.get(1).unwrap_or_default(),
     );
     printed
@@ -424,7 +474,7 @@ fn revoke_privileges(table: &Table, undo: &mut Undo) {
             None => undo.grants.push(grant),
             Some(grantor) => undo.passed_on.push((grantor, grant)),
         }
-        pgrx::notice!("{privilege} is revoked from {grantee}: policies do not hold for it");
+        say!("{privilege} is revoked from {grantee}: policies do not hold for it");
     }
 }
 
@@ -438,7 +488,7 @@ fn index_tree(column: &str, members: &[(Table, Column)], undos: &mut [Undo]) -> 
         }
         execute_text(&format!("CREATE INDEX ON {} ({})", member.qualified, quote_ident(column)));
         undo.index = tenant_index(member.oid, found.number);
-        pgrx::notice!(
+        say!(
             "index {} is created: no index of table \"{}\" started with \"{column}\"",
             undo.index.as_deref().unwrap_or_default(),
             member.display
@@ -524,6 +574,17 @@ fn record(
     Ok(())
 }
 
+/// Replaces what [`known_undo`] answers.
+fn save_undo(relation: pg_sys::Oid, undo: &Undo) -> Result<()> {
+    static UPDATE: CachedPlan = CachedPlan::new(
+        c"UPDATE tenant_rls.protected_tables AS p SET undo = $2 WHERE p.relation OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::REGCLASSOID, pg_sys::JSONBOID],
+    );
+    let undo = JsonB(serde_json::to_value(undo).unwrap_or_default());
+    as_owner(|| UPDATE.execute(&[relation.into_datum(), undo.into_datum()]))?;
+    Ok(())
+}
+
 fn role_of(name: &str) -> Option<pg_sys::Oid> {
     let name = std::ffi::CString::new(name).ok()?;
     // SAFETY: looks the role up; answers InvalidOid for one that does not exist.
@@ -551,6 +612,8 @@ fn unprotect_one(table: &Table) -> Result<()> {
     );
     let Some(known) = table::protected(table.oid)? else { return Ok(()) };
     let undo = known_undo(table.oid)?;
+    // First, so that what follows is about a table that nobody guards.
+    as_owner(|| DELETE.execute(&[table.oid.into_datum()]))?;
     let (name, column) = (&table.qualified, quote_ident(&known.column));
     for policy in [ISOLATION_POLICY, BOUNDARY_POLICY] {
         execute_text(&format!("DROP POLICY IF EXISTS {} ON {name}", quote_ident(policy)));
@@ -570,7 +633,9 @@ fn unprotect_one(table: &Table) -> Result<()> {
     if let Some(index) = &undo.index {
         execute_text(&format!("DROP INDEX IF EXISTS {index}"));
     }
-    for definition in &undo.joined_indexes {
+    // Those of a table that has left its tree are its own again.
+    let lone = lone_indexes(table.oid);
+    for definition in undo.joined_indexes.iter().filter(|definition| !lone.contains(definition)) {
         execute_text(definition);
     }
     // The column may be gone, or be a partition's, whose parent says whether it is NOT NULL.
@@ -590,6 +655,5 @@ fn unprotect_one(table: &Table) -> Result<()> {
             execute_text(&format!("ALTER TABLE {name} ALTER COLUMN {column} SET NOT NULL"));
         }
     }
-    as_owner(|| DELETE.execute(&[table.oid.into_datum()]))?;
     Ok(())
 }

@@ -37,6 +37,7 @@ extension_sql_file!("../sql/lockdown.sql", name = "lockdown", requires = ["usage
 extension_sql_file!("../sql/repair.sql", name = "repair", requires = ["lockdown"]);
 extension_sql_file!("../sql/purge.sql", name = "purge", requires = ["repair"]);
 extension_sql_file!("../sql/prove.sql", name = "prove", requires = ["purge"]);
+extension_sql_file!("../sql/guard.sql", name = "guard", requires = ["prove"]);
 extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 
 /// Called by the server when it loads the library.

@@ -39,6 +39,14 @@ impl Row {
             T::from_datum(datum, is_null)
         }
     }
+
+    /// The value of a column whose type is a pointer of the server's own, such as `pg_ddl_command`.
+    pub fn pointer<T>(&self, column: i32) -> *mut T {
+        let mut is_null = false;
+        // SAFETY: as in `get`; the caller says what the pointer is of.
+        let datum = unsafe { pg_sys::heap_getattr(self.tuple, column, self.descriptor, &mut is_null) };
+        if is_null { std::ptr::null_mut() } else { datum.cast_mut_ptr() }
+    }
 }
 
 impl CachedPlan {
@@ -124,9 +132,59 @@ pub fn run_text(sql: &str, types: &[pg_sys::Oid], arguments: &[Argument], each: 
     })
 }
 
-/// Runs a statement made at run time for its effect.
+/// Runs a statement made at run time for its effect. Event triggers of ours let it pass: see [`is_ours`].
 pub fn execute_text(sql: &str) -> u64 {
-    run_text(sql, &[], &[], |_| ())
+    let ours = Ours::announce(sql);
+    let processed = run_text(sql, &[], &[], |_| ());
+    drop(ours);
+    processed
+}
+
+/// The statements that [`execute_text`] is running, as the parser has them, or null.
+static OURS: Backend<Cell<*mut pg_sys::List>> = Backend::new(Cell::new(std::ptr::null_mut()));
+
+/// Puts back what was being run before, also when an error unwinds.
+struct Ours(*mut pg_sys::List);
+
+impl Ours {
+    fn announce(sql: &str) -> Ours {
+        let Ok(sql) = CString::new(sql) else {
+            pgrx::error!("a statement holds a zero byte");
+        };
+        // SAFETY: the text is a C string; the list lives in the memory context of the caller, who outlives the
+        // statement.
+        Ours(
+            OURS.replace(unsafe {
+                pg_sys::raw_parser(sql.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT)
+            }),
+        )
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        OURS.set(self.0);
+    }
+}
+
+/// Whether a command is the very statement that a function of ours is running. A flag would not do: an index
+/// expression or an operator of a user may run commands of its own meanwhile.
+///
+/// # Safety
+///
+/// `command` is a utility statement.
+pub unsafe fn is_ours(command: *mut pg_sys::Node) -> bool {
+    let list = OURS.get();
+    if list.is_null() {
+        return false;
+    }
+    // SAFETY: the parser makes lists of RawStmt; comparing reads both trees.
+    unsafe {
+        (0..(*list).length).any(|at| {
+            let statement = pg_sys::list_nth(list, at).cast::<pg_sys::RawStmt>();
+            pg_sys::equal((*statement).stmt.cast(), command.cast())
+        })
+    }
 }
 
 /// Makes the transition tables of a trigger visible to the statements that `f` runs.

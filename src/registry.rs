@@ -45,7 +45,7 @@ use limits::{PlanLimits, Resource};
 use rights::Grant;
 pub use rights::{Rights, Ways, admit, may_act, rights, role_name};
 use scan::{Key, scan};
-pub use tables::{is_protected, known_protected, policies_hold};
+pub use tables::{any_protected, is_protected, known_protected, policies_hold};
 
 /// A tenant, as far as every call needs it.
 pub struct Tenant {

@@ -59,6 +59,8 @@ const GUARDS: &[(&str, &str, &str)] = &[
     ),
     ("our functions are granted", "our functions,our privileges", "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tenant_rls TO PUBLIC; GRANT USAGE ON SCHEMA tenant_rls TO PUBLIC"),
     ("our event trigger does not close tables", "boundary stays", "DROP EVENT TRIGGER IF EXISTS none; ALTER EVENT TRIGGER tenant_rls_close_before_drop DISABLE"),
+    ("commands are not watched", "ddl guard", "ALTER EVENT TRIGGER tenant_rls_ddl_guard DISABLE; ALTER EVENT TRIGGER tenant_rls_drop_guard DISABLE"),
+    ("the guard lets everything through", "ddl guard", "ALTER DATABASE {db} SET tenant_rls.ddl_guard = off"),
     ("a missing tenant is silent", "required,start hook,failed mark,settings", "ALTER ROLE {app} SET tenant_rls.missing_tenant = 'empty'"),
     ("the usage views are no barriers", "usage barrier", "ALTER VIEW tenant_usage RESET (security_barrier); ALTER VIEW tenant_usage_history RESET (security_barrier); ALTER VIEW tenant_storage RESET (security_barrier)",
     ),

@@ -19,11 +19,11 @@ pub fn attacks() -> Vec<Attack> {
         attack("the owner writes", "force", "", vec![ok("UPDATE orders SET note = 'mine'"), no("42501", "INSERT INTO orders VALUES ('{B}', 500)")]).by("owner", "{A}"),
         attack("the owner without a tenant", "force", "", vec![no("55000", "SELECT * FROM orders")]).by("owner", ""),
         attack("a view of a superuser", "documented",
-            "CREATE VIEW all_orders AS SELECT * FROM orders; GRANT SELECT ON all_orders TO {app}",
+            "SET tenant_rls.ddl_guard = off; CREATE VIEW all_orders AS SELECT * FROM orders; GRANT SELECT ON all_orders TO {app}",
             vec![ok("SELECT * FROM all_orders")])
             .leaks(Oracle::Canary, "**Views** read with the rights of their owner. One that a superuser owns shows the rows of all tenants."),
         attack("a materialized view of a superuser", "documented",
-            "CREATE MATERIALIZED VIEW all_orders AS SELECT * FROM orders; GRANT SELECT ON all_orders TO {app}",
+            "SET tenant_rls.ddl_guard = off; CREATE MATERIALIZED VIEW all_orders AS SELECT * FROM orders; GRANT SELECT ON all_orders TO {app}",
             vec![ok("SELECT * FROM all_orders")])
             .leaks(Oracle::Canary, "A materialized view holds the rows that its owner saw when it was refreshed."),
         attack("refresh a materialized view of others", "catalog rights",
@@ -36,8 +36,9 @@ pub fn attacks() -> Vec<Attack> {
             vec![ok("SELECT note FROM twice ORDER BY id")]),
         attack("a rule that writes elsewhere", "check",
             "CREATE VIEW inbox AS SELECT NULL::uuid AS t, ''::text AS n WHERE false;
+             ALTER VIEW inbox OWNER TO {owner};
              CREATE RULE send AS ON INSERT TO inbox DO INSTEAD INSERT INTO orders (tenant_id, id, note) VALUES (NEW.t, 600, NEW.n);
-             ALTER VIEW inbox OWNER TO {owner}; GRANT INSERT ON inbox TO {app}",
+             GRANT INSERT ON inbox TO {app}",
             vec![no("42501", "INSERT INTO inbox VALUES ('{B}', 'planted')")]),
         attack("an own rule on a protected table", "catalog rights", "", vec![
             no("42501", "CREATE RULE r AS ON INSERT TO orders DO ALSO SELECT 1")]),

@@ -39,7 +39,7 @@ impl Worlds {
         }
         without_b.admin().run(&fill(TABLES, &without_b));
         without_b.admin().run(&fill(ROWS_OF_A, &without_b));
-        without_b.admin().run(&fill(mutation, &without_b));
+        without_b.breaker().run(&fill(mutation, &without_b));
         let with_b = without_b.copy();
         with_b.admin().run(&fill(ROWS_OF_B, &with_b));
         for db in [&without_b, &with_b] {

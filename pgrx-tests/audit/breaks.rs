@@ -51,6 +51,7 @@ pub const CASES: &[Case] = &[
         "shop.events_2",
     ),
     case("partition_unprotected", "CREATE TABLE shop.child () INHERITS (shop.orders)", "shop.child"),
+    case("partition_unprotected", "CREATE TABLE shop.parent (tenant_id uuid); ALTER TABLE shop.free INHERIT shop.parent", "shop.free"),
     case("table_unprotected", "CREATE TABLE shop.more (tenant_id uuid NOT NULL)", "shop.more"),
     case("table_unprotected", "CREATE TABLE shop.more (tenant_id bigint NOT NULL); GRANT SELECT ON shop.more TO @app", "shop.more"),
     case(
@@ -242,7 +243,7 @@ fn check(case: &Case) {
         findings(admin, case.code).into_iter().filter(|(of, _)| *of == object).map(|(_, fix)| fix).collect()
     };
     assert_eq!(found(&mut admin), [""; 0], "{}: before", case.code);
-    admin.run(&broken);
+    db.breaker().run(&broken);
     let fixes = found(&mut admin);
     assert!(!fixes.is_empty(), "{} is not found after {broken}: {:#?}", case.code, trouble(&mut admin));
     for fix in fixes {

@@ -10,7 +10,7 @@ fn protected() -> (Db, String, String) {
     let db = Db::with_orders();
     let (owner, app) = (db.role_name("owner"), db.app());
     db.role(&owner, "LOGIN");
-    db.admin().run(&format!(
+    db.breaker().run(&format!(
         "ALTER TABLE orders OWNER TO {owner};
          CREATE POLICY everybody ON orders USING (true);
          GRANT TRUNCATE ON orders TO {app};

@@ -81,7 +81,7 @@ fn protect_repairs() {
         "ALTER TABLE orders ALTER tenant_id DROP NOT NULL",
     ] {
         let before = super::unprotect::catalogs(&db, "orders");
-        admin.run(damage);
+        db.breaker().run(damage);
         assert_ne!(super::unprotect::catalogs(&db, "orders"), before, "{damage}");
         admin.run("SELECT tenant_protect('orders')");
         assert_eq!(super::unprotect::catalogs(&db, "orders"), before, "{damage}");

@@ -1,117 +1,203 @@
-//! What keeps protected tables closed when a command takes the extension away.
+//! What keeps protected tables protected while commands change the database around them.
 //!
-//! The policies go with the functions that they call. A table that has a permissive policy of its own would
-//! then show every row to everybody. So before such a command the boundary becomes one that lets nothing
-//! through and needs no function; it stays.
+//! # How it judges
+//!
+//! When a command has ended, an event trigger reads what it has done ([`command`]) and looks at what has come of it:
+//! is row level security still on, are both policies as tenant_protect makes them, is the new partition protected. The
+//! verdict is about the state, so that it does not matter how a command is written; what the command has touched only
+//! says where to look, so that a table somebody has opened on purpose does not stand in the way of other commands.
+//! What no state shows is read from the command: whether a constraint was validated, whether a column came with a
+//! default.
+//!
+//! # What it does not watch
+//!
+//! Restores by a superuser, scripts of extensions, and the statements of our own functions ([`crate::plan::is_ours`]).
+//! `tenant_rls.ddl_guard` set to `off` or `warn` lets everything through; what `on` would have refused is then
+//! recorded in `tenant_rls.changes`, in the same transaction.
+//!
+//! # Layout
+//!
+//! [`tree`]: partitions and children that come and go, new tables. [`weakening`]: what a command may have taken from
+//! a protected table. [`reader`]: views, rules and functions that read around the policies. [`utility`]: commands
+//! that fire no event triggers. [`closing`]: what stays when the extension goes.
 
-use std::ffi::{CStr, c_int};
+mod closing;
+mod command;
+mod reader;
+pub mod tree;
+pub mod utility;
+mod weakening;
 
-use pgrx::pg_sys;
+use std::ffi::CStr;
+
 use pgrx::prelude::*;
+use pgrx::{JsonB, pg_sys};
 
-use super::policy::{BOUNDARY_POLICY, quote_ident};
-use super::table;
 use crate::error::{Error, Result, or_raise};
-use crate::plan::{CachedPlan, as_owner, execute_text};
-use crate::registry::{self, FUNCTION_INFO};
+use crate::gucs::{self, Watch};
+use crate::plan::{CachedPlan, as_owner, is_ours};
+use crate::registry::{self, FUNCTION_INFO, admin};
+use command::Change;
 
-/// The extensions whose CASCADE takes ours along.
-const EXTENSIONS: [&CStr; 2] = [c"tenant_rls", c"plpgsql"];
+/// Something that the guard refuses.
+struct Finding {
+    /// The object, for the record.
+    object: String,
+    /// What the command does, as in "cannot …".
+    to: String,
+    /// What would come of it.
+    why: String,
+    /// How to do it right.
+    hint: String,
+}
 
-/// Event trigger: closes the protected tables before the extension is dropped.
+/// The hint where nothing else leads there.
+fn take_back(table: &str) -> String {
+    format!(
+        "tenant_unprotect('{table}') takes the protection back. A superuser can SET tenant_rls.ddl_guard = off, which is recorded."
+    )
+}
+
+/// Raises, warns, or only records, as the setting says.
+fn weigh(tag: &str, finding: Finding) -> Result<()> {
+    let watch = gucs::ddl_guard();
+    if watch != Watch::On {
+        record(tag, watch, &finding)?;
+    }
+    let Finding { to, why, hint, .. } = finding;
+    let guarded = |refused| Error::Guarded { to, why, hint, refused };
+    match watch {
+        Watch::On => return Err(guarded(true)),
+        Watch::Warn => guarded(false).warn(),
+        Watch::Off => {}
+    }
+    Ok(())
+}
+
+/// Says something that the guard does not refuse.
+fn advise(what: String, why: &str, hint: String) {
+    if gucs::ddl_guard() != Watch::Off {
+        Error::Advice { what, why: why.into(), hint }.warn();
+    }
+}
+
+/// Writes down what was let through: who, when, which command, what object.
+fn record(tag: &str, watch: Watch, finding: &Finding) -> Result<()> {
+    static INSERT: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.changes (acting_as, relation, command, new_row) VALUES ($1, 'ddl_guard', $2, $3)",
+        &[pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::JSONBOID],
+    );
+    let setting = if watch == Watch::Warn { "warn" } else { "off" };
+    let row = JsonB(
+        serde_json::json!({ "ddl_guard": setting, "object": finding.object, "let_through": finding.to }),
+    );
+    let acting_as = registry::role_name(registry::acting_role());
+    as_owner(|| INSERT.execute(&[acting_as.into_datum(), tag.into_datum(), row.into_datum()]))?;
+    Ok(())
+}
+
+/// Whether commands are watched at all just now.
+fn at_work() -> bool {
+    // SAFETY: reads variables of the backend.
+    if unsafe { pg_sys::creating_extension || pg_sys::IsBinaryUpgrade } {
+        return false;
+    }
+    registry::accept_invalidations();
+    registry::installed() && !admin::is_restoring()
+}
+
+/// The event that an event trigger is called for.
+///
+/// # Safety
+///
+/// `fcinfo` is that of a call by the server, of an event trigger or of anything else, which is refused.
+unsafe fn event(fcinfo: pg_sys::FunctionCallInfo) -> *mut pg_sys::EventTriggerData {
+    // SAFETY: the server calls event triggers with an EventTriggerData as context.
+    unsafe {
+        let context = (*fcinfo).context;
+        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_EventTriggerData {
+            Error::NotPermitted { what: "this function is an event trigger".into(), hint: "" }.raise();
+        }
+        context.cast()
+    }
+}
+
+fn name_of(tag: pg_sys::CommandTag::Type) -> String {
+    // SAFETY: the server knows the names of its tags, which are constants.
+    unsafe { CStr::from_ptr(pg_sys::GetCommandTagName(tag)) }.to_string_lossy().into_owned()
+}
+
+/// Event trigger: judges what a command has done.
 ///
 /// # Safety
 ///
 /// Called by the server alone.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn close_before_drop(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: the server calls event triggers with an EventTriggerData as context; anything else is refused.
-    let drops = unsafe {
-        let context = (*fcinfo).context;
-        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_EventTriggerData {
-            Error::NotPermitted { what: "this function is an event trigger".into(), hint: "" }.raise();
-        }
-        drops_extension((*context.cast::<pg_sys::EventTriggerData>()).parsetree)
+pub unsafe extern "C-unwind" fn ddl_guard(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the command is that of the event.
+    let (ours, tag) = unsafe {
+        let event = event(fcinfo);
+        (is_ours((*event).parsetree), (*event).tag)
     };
-    or_raise(drops.and_then(|drops| if drops { close_tables() } else { Ok(()) }));
+    if !ours && at_work() {
+        let tag = name_of(tag);
+        or_raise(command::changes().into_iter().try_for_each(|change| judge(&tag, change)));
+    }
     pg_sys::Datum::null()
 }
 
-/// Version record of [`close_before_drop`].
+/// Version record of [`ddl_guard`].
 #[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_close_before_drop() -> *const pg_sys::Pg_finfo_record {
+pub extern "C" fn pg_finfo_ddl_guard() -> *const pg_sys::Pg_finfo_record {
     &FUNCTION_INFO
 }
 
-/// Whether the command takes the extension along. Without CASCADE the policies keep it.
-unsafe fn drops_extension(command: *mut pg_sys::Node) -> Result<bool> {
-    if !registry::installed() {
-        return Ok(false);
-    }
-    // SAFETY: a node of the parser is what its tag says.
-    unsafe {
-        match (*command).type_ {
-            pg_sys::NodeTag::T_DropStmt => {
-                let drop = command.cast::<pg_sys::DropStmt>();
-                if (*drop).behavior != pg_sys::DropBehavior::DROP_CASCADE {
-                    return Ok(false);
-                }
-                match (*drop).removeType {
-                    pg_sys::ObjectType::OBJECT_EXTENSION => {
-                        Ok(names((*drop).objects).any(|name| EXTENSIONS.contains(&name)))
-                    }
-                    pg_sys::ObjectType::OBJECT_SCHEMA => {
-                        let schema = registry::extension_schema()?;
-                        Ok(names((*drop).objects).any(|name| name.to_bytes() == schema.as_bytes()))
-                    }
-                    _ => Ok(false),
-                }
-            }
-            pg_sys::NodeTag::T_DropOwnedStmt => {
-                let drop = command.cast::<pg_sys::DropOwnedStmt>();
-                let owner = registry::owner()?;
-                Ok((*drop).behavior == pg_sys::DropBehavior::DROP_CASCADE
-                    && items((*drop).roles)
-                        .any(|role| pg_sys::get_rolespec_oid(role.cast::<pg_sys::RoleSpec>(), true) == owner))
-            }
-            _ => Ok(false),
+fn judge(tag: &str, change: Change) -> Result<()> {
+    match change {
+        Change::Made(relation) => tree::made(relation),
+        Change::Joined(relation) => tree::joined(tag, relation),
+        Change::Attached(parent) => tree::attached(tag, parent),
+        Change::Detached(parent) => tree::detached(parent),
+        Change::Left(relation) => tree::find_roots(relation),
+        Change::RowSecurity(relation) => weakening::row_security(tag, relation),
+        Change::Column { relation, name } => weakening::column(tag, relation, name.as_deref()),
+        Change::Added { relation, column, has_default } => {
+            weakening::added(tag, relation, column, has_default)
         }
+        Change::Constraint(constraint) => weakening::constraint(tag, constraint),
+        Change::Owner(relation) => {
+            weakening::owner(tag, relation)?;
+            reader::given(tag, relation)
+        }
+        Change::Reader(relation) => reader::relation(tag, relation),
+        Change::Policy { policy, name, made } => weakening::policy(tag, policy, &name, made),
+        Change::Granted { relations, grantees } => weakening::granted(tag, &relations, &grantees),
+        Change::Routine(routine) => reader::routine(tag, routine),
     }
 }
 
-/// The items of a list of pointers, which outlives the iterator.
-unsafe fn items(list: *mut pg_sys::List) -> impl Iterator<Item = *mut std::ffi::c_void> {
-    // SAFETY: an empty list is a null pointer.
-    let length = if list.is_null() { 0 } else { unsafe { (*list).length } };
-    // SAFETY: the position is within the list, which outlives the iterator.
-    (0..length).map(move |at| unsafe { pg_sys::list_nth(list, at as c_int) })
-}
-
-/// The strings of a list of names.
-unsafe fn names<'a>(list: *mut pg_sys::List) -> impl Iterator<Item = &'a CStr> {
-    // SAFETY: the parser makes such a list of String nodes.
-    unsafe { items(list).map(|item| CStr::from_ptr((*item.cast::<pg_sys::String>()).sval)) }
-}
-
-fn close_tables() -> Result<()> {
-    static SELECT: CachedPlan = CachedPlan::new(
-        c"SELECT p.relation::pg_catalog.oid FROM tenant_rls.protected_tables AS p \
-          WHERE EXISTS ( \
-            SELECT FROM pg_catalog.pg_class AS c \
-            WHERE c.oid OPERATOR(pg_catalog.=) p.relation::pg_catalog.oid) \
-          ORDER BY 1",
-        &[],
-    );
-    let mut relations = Vec::new();
-    as_owner(|| SELECT.run(&[], |row| relations.extend(row.get::<pg_sys::Oid>(1))))?;
-    let policy = quote_ident(BOUNDARY_POLICY);
-    for relation in relations {
-        let table = table::find(relation)?.qualified;
-        execute_text(&format!("DROP POLICY IF EXISTS {policy} ON {table}"));
-        execute_text(&format!(
-            "CREATE POLICY {policy} ON {table} AS RESTRICTIVE FOR ALL TO PUBLIC USING (false) WITH CHECK (false)"
-        ));
+/// Event trigger: judges what a command has dropped.
+///
+/// # Safety
+///
+/// Called by the server alone.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn drop_guard(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the command is that of the event.
+    let (ours, tag) = unsafe {
+        let event = event(fcinfo);
+        (is_ours((*event).parsetree), (*event).tag)
+    };
+    if !ours && at_work() {
+        or_raise(weakening::dropped(&name_of(tag)));
     }
-    Ok(())
+    pg_sys::Datum::null()
+}
+
+/// Version record of [`drop_guard`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_drop_guard() -> *const pg_sys::Pg_finfo_record {
+    &FUNCTION_INFO
 }

@@ -1,11 +1,15 @@
 //! A user's table, as the catalogs and our registry know it.
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::policy::KeyType;
 use crate::error::{Error, Result};
 use crate::plan::{CachedPlan, as_owner};
+use crate::registry::catalog;
+use crate::registry::scan::{Key, protected_tables, scan};
 
 /// A relation.
 pub struct Table {
@@ -37,6 +41,8 @@ pub struct Protected {
     pub column: String,
     /// What the column holds.
     pub key: KeyType,
+    /// Whether the policies are to hold for the owner too.
+    pub forced: bool,
 }
 
 /// The relation of this oid.
@@ -91,21 +97,29 @@ impl Table {
     }
 }
 
-/// What the registry knows of a table, if it is protected.
+/// What the registry knows of a table, if it is protected: also what others have committed since the snapshot of a
+/// transaction at REPEATABLE READ.
 pub fn protected(relation: pg_sys::Oid) -> Result<Option<Protected>> {
-    static SELECT: CachedPlan = CachedPlan::new(
-        c"SELECT p.root::pg_catalog.oid, p.tenant_column::pg_catalog.text, p.key_type \
-          FROM tenant_rls.protected_tables AS p WHERE p.relation OPERATOR(pg_catalog.=) $1",
-        &[pg_sys::REGCLASSOID],
-    );
-    as_owner(|| {
-        SELECT.first(&[relation.into_datum()], |row| Protected {
+    let registry = catalog::table("protected_tables");
+    if registry == pg_sys::InvalidOid {
+        return Err(Error::NotInstalled);
+    }
+    let mut found = None;
+    let key = [Key::Oid(protected_tables::RELATION, relation)];
+    scan(registry, catalog::table("protected_tables_pkey"), &key, |row| {
+        let column = row.get::<&CStr>(protected_tables::TENANT_COLUMN);
+        found = Some(Protected {
             relation,
-            root: row.get(1).unwrap_or(relation),
-            column: row.get(2).unwrap_or_default(),
-            key: row.get::<String>(3).and_then(|key| KeyType::parse(&key)).unwrap_or(KeyType::Uuid),
-        })
-    })
+            root: row.get(protected_tables::ROOT).unwrap_or(relation),
+            column: column.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            key: row
+                .get::<String>(protected_tables::KEY_TYPE)
+                .and_then(|key| KeyType::parse(&key))
+                .unwrap_or(KeyType::Uuid),
+            forced: row.get(protected_tables::FORCED).unwrap_or(true),
+        });
+    });
+    Ok(found)
 }
 
 /// The table and everything that inherits from it, partitions and children, the table first.
@@ -137,6 +151,18 @@ pub fn parents(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     let mut parents = Vec::new();
     SELECT.run(&[relation.into_datum()], |row| parents.extend(row.get::<pg_sys::Oid>(1)));
     parents
+}
+
+/// The partitions or children of a table.
+pub fn children(relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i \
+          WHERE i.inhparent OPERATOR(pg_catalog.=) $1 ORDER BY i.inhrelid",
+        &[pg_sys::OIDOID],
+    );
+    let mut children = Vec::new();
+    SELECT.run(&[relation.into_datum()], |row| children.extend(row.get::<pg_sys::Oid>(1)));
+    children
 }
 
 /// Locks a tree until the end of the transaction.

@@ -484,7 +484,7 @@ fn tenant_quota_unset(tenant: Option<Uuid>, resource: Option<&str>) {
 /// the tables through functions only, which have taken the owner's rights by then, and the owner could
 /// disable the triggers as well.
 #[pg_extern(sql = false)]
-fn is_restoring() -> bool {
+pub fn is_restoring() -> bool {
     // SAFETY: reads settings and the backend's user; the security context tells whether a function of ours
     // has lent its rights.
     unsafe {

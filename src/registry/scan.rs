@@ -78,6 +78,10 @@ pub mod operators {
 /// Column numbers of `tenant_rls.protected_tables`.
 pub mod protected_tables {
     pub const RELATION: i16 = 1;
+    pub const ROOT: i16 = 2;
+    pub const TENANT_COLUMN: i16 = 3;
+    pub const KEY_TYPE: i16 = 4;
+    pub const FORCED: i16 = 5;
 }
 
 /// Column numbers of `tenant_rls.lockdowns`.

@@ -95,6 +95,12 @@ pub fn known_protected(relation: pg_sys::Oid) -> Option<bool> {
     }
 }
 
+/// Whether there are protected tables.
+pub fn any_protected() -> bool {
+    is_protected(pg_sys::InvalidOid);
+    matches!(&*PROTECTED.borrow(), (_, Some(set)) if !set.is_empty())
+}
+
 /// Whether the relation is a protected table, partition or child.
 pub fn is_protected(relation: pg_sys::Oid) -> bool {
     if let Some(known) = known_protected(relation) {
