@@ -250,8 +250,59 @@ fn foreign_keys_are_not_validated_under_policies() {
     admin.run(&format!("ALTER TABLE items DROP CONSTRAINT f; {add}"));
     // A table that is not protected has no rows that are hidden.
     owner.run("ALTER TABLE open ADD COLUMN id int, ADD FOREIGN KEY (tenant_id, id) REFERENCES orders");
+    // Whether it is deferred is not validated.
+    owner.run("ALTER TABLE items ALTER CONSTRAINT f DEFERRABLE INITIALLY DEFERRED");
     // Nor has a new one, as a partition neither.
     owner.run("CREATE TABLE events_9 PARTITION OF events (FOREIGN KEY (tenant_id, day) REFERENCES orders) FOR VALUES IN (9)");
+}
+
+/// A protected table that becomes a partition gets the foreign keys of its parent, and they are checked under the same
+/// policies. One that it had already is not checked again.
+#[test]
+fn foreign_keys_are_not_inherited_under_policies() {
+    let db = shop();
+    let (mut owner, mut admin) = (owner(&db), db.admin());
+    owner.run(
+        "CREATE TABLE parts (tenant_id uuid, id int, order_id int, FOREIGN KEY (tenant_id, order_id) REFERENCES orders) PARTITION BY LIST (id);
+         CREATE TABLE part (tenant_id uuid, id int, order_id int); SELECT tenant_protect('parts'), tenant_protect('part')",
+    );
+    admin.run(&format!("INSERT INTO part VALUES ('{B}', 1, 99)"));
+    let attach = "ALTER TABLE parts ATTACH PARTITION part FOR VALUES IN (1)";
+    assert_eq!(owner.fails(attach), "42501");
+    let mut exempt = db.breaker();
+    exempt.run(&format!(
+        "SET app.current_tenant = '{A}'; BEGIN; SET LOCAL ROLE {}; {attach}; RESET ROLE",
+        db.role_name("owner")
+    ));
+    assert_eq!(recorded(&mut exempt), 1);
+    exempt.run("ROLLBACK");
+    assert_eq!(admin.fails(attach), "23503");
+    admin.run("DELETE FROM part");
+    assert_eq!(owner.fails(attach), "42501");
+    admin.run(attach);
+    owner.run(&format!("ALTER TABLE parts DETACH PARTITION part; {attach}"));
+    // Of a table that nobody has protected yet all rows are checked.
+    let create = "CREATE TABLE bare (tenant_id uuid NOT NULL, id int, order_id int)";
+    let attach = "ALTER TABLE parts ATTACH PARTITION bare FOR VALUES IN (2)";
+    owner.run(&format!("{create}; INSERT INTO bare VALUES ('{B}', 2, 99)"));
+    assert_eq!(owner.fails(attach), "23503");
+    owner.run(&format!("DELETE FROM bare; {attach}"));
+}
+
+/// From PostgreSQL 18 on a foreign key may be there and not be enforced; enforcing it validates it.
+#[cfg(feature = "pg18")]
+#[test]
+fn foreign_keys_are_not_enforced_under_policies() {
+    let db = shop();
+    let (mut owner, mut admin) = (owner(&db), db.admin());
+    admin.run(&format!("INSERT INTO items VALUES ('{B}', 1, 99)"));
+    owner.run(
+        "ALTER TABLE items ADD CONSTRAINT f FOREIGN KEY (tenant_id, order_id) REFERENCES orders NOT ENFORCED",
+    );
+    assert_eq!(owner.fails("ALTER TABLE items ALTER CONSTRAINT f ENFORCED"), "42501");
+    admin.run("DELETE FROM items");
+    admin.run("ALTER TABLE items ALTER CONSTRAINT f ENFORCED");
+    owner.run("ALTER TABLE items ALTER CONSTRAINT f NOT ENFORCED");
 }
 
 /// A table goes to no role that acts for tenants, itself or by membership: it could take the protection back.

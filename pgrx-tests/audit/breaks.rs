@@ -198,6 +198,8 @@ pub const CASES: &[Case] = &[
     case("tenant_stored", "ALTER DATABASE @db SET app.current_tenant = '@tenant'", "database"),
     case("tenant_stored", "CREATE FUNCTION shop.f() RETURNS int LANGUAGE sql SET app.current_tenant = '@tenant' AS 'SELECT 1'", "shop.f()"),
     case("parameter_grant", "GRANT SET ON PARAMETER tenant_rls.missing_tenant TO @app", "tenant_rls.missing_tenant"),
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    case("parameter_grant", "GRANT SET ON PARAMETER event_triggers TO @app", "event_triggers"),
     case("tenant_in_catalog", "CREATE SCHEMA acme_inc", "acme_inc"),
     case("tenant_in_catalog", "COMMENT ON COLUMN shop.orders.note IS 'for @tenant only'", "shop.orders.note"),
     case("tenant_in_catalog", "COMMENT ON ROLE @app IS 'Acme, Inc'", "@app"),

@@ -31,6 +31,7 @@ fn a_definer_view_of_a_bypassing_role_is_refused() {
         "ALTER TABLE twice RESET (security_invoker)",
         &format!("ALTER VIEW of_owner OWNER TO {me}"),
         &format!("ALTER TABLE of_owner OWNER TO {me}"),
+        &format!("REASSIGN OWNED BY {role} TO {me}"),
         "CREATE SCHEMA s CREATE TABLE t (id int) CREATE VIEW v AS SELECT * FROM orders",
         "CREATE RULE r AS ON INSERT TO open DO ALSO INSERT INTO items (tenant_id) VALUES (NEW.tenant_id)",
         "CREATE RULE r AS ON UPDATE TO invoker DO INSTEAD DELETE FROM orders",
@@ -45,6 +46,9 @@ fn a_definer_view_of_a_bypassing_role_is_refused() {
     }
     assert_eq!(state(&mut admin), before);
     assert_eq!(recorded(&mut admin), 0);
+    let keeper = db.role_name("keeper");
+    db.role(&keeper, "");
+    admin.run(&format!("BEGIN; REASSIGN OWNED BY {role} TO {keeper}; ROLLBACK"));
     // A copy that is there may go to another, not to an application.
     db.breaker()
         .run(&format!("CREATE MATERIALIZED VIEW m AS SELECT * FROM orders; ALTER TABLE m OWNER TO {role}"));
@@ -130,7 +134,12 @@ fn definer_functions_are_judged_by_what_is_known() {
     );
     owner(&db).run(&format!("CREATE FUNCTION of_owner() {}", atomic.replace("{}", "orders")));
     let me: String = admin.one("SELECT quote_ident(current_user)");
-    assert_eq!(admin.fails(&format!("ALTER FUNCTION of_owner() OWNER TO {me}")), "42501");
+    for give in
+        [format!("ALTER FUNCTION of_owner() OWNER TO {me}"), format!("REASSIGN OWNED BY {role} TO {me}")]
+    {
+        assert_eq!(admin.fails(&give), "42501");
+        is_let_through(&db, &give);
+    }
 
     let opaque = "RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM shop.orders'";
     let (sender, heard) = std::sync::mpsc::channel();

@@ -176,6 +176,25 @@ fn roots_follow_the_tree() {
     admin.run("SELECT tenant_unprotect('events_2')");
 }
 
+/// A partition of somebody else is read through its parent as foreign keys are checked and rows are counted: its own
+/// policies do not hold there, and no tenant is asked for.
+#[test]
+fn a_partition_of_somebody_else_is_read_through_its_parent() {
+    let db = shop();
+    let mut admin = db.admin();
+    let keeper = db.role_name("keeper");
+    db.role(&keeper, "");
+    admin.run(&format!(
+        "ALTER TABLE events ADD UNIQUE (tenant_id, day, note); ALTER TABLE events_1 OWNER TO {keeper};
+         CREATE TABLE refers (t uuid, d int, n text, FOREIGN KEY (t, d, n) REFERENCES events (tenant_id, day, note));
+         GRANT INSERT ON refers TO {}", db.app()
+    ));
+    let mut app = db.connect(&db.app());
+    app.run(&format!("INSERT INTO refers VALUES ('{A}', 1, 'a'), ('{B}', 2, 'b')"));
+    assert_eq!(app.fails(&format!("INSERT INTO refers VALUES ('{A}', 1, 'none')")), "23503");
+    assert_eq!(app.fails("SELECT FROM events"), "55000");
+}
+
 /// Gauges count a new partition from its first row on, and its rows no longer when it has left.
 #[test]
 fn gauges_follow_protected_partitions() {

@@ -12,6 +12,6 @@ FROM pg_parameter_acl AS a
 CROSS JOIN LATERAL aclexplode(a.paracl) AS e
 WHERE e.grantee <> 10
 AND (a.parname LIKE 'tenant\_rls.%'
-    OR a.parname IN ('app.current_tenant', 'session_replication_role', 'session_preload_libraries', 'shared_preload_libraries'));
+    OR a.parname IN ('app.current_tenant', 'session_replication_role', 'event_triggers', 'session_preload_libraries', 'shared_preload_libraries'));
 $$;
 COMMENT ON FUNCTION tenant_rls.audit_parameter_grant() IS 'lint of tenant_audit: privileges on settings that isolation rests on';

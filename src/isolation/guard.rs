@@ -33,6 +33,7 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 use pgrx::{JsonB, pg_sys};
 
+use super::table;
 use crate::error::{Error, Result, or_raise};
 use crate::gucs::{self, Watch};
 use crate::plan::{CachedPlan, as_owner, is_ours};
@@ -167,13 +168,14 @@ fn judge(tag: &str, change: Change) -> Result<()> {
         }
         Change::Constraint(constraint) => weakening::constraint(tag, constraint),
         Change::Owner(relation) => {
-            weakening::owner(tag, relation)?;
-            reader::given(tag, relation)
+            let owner = table::find(relation)?.owner;
+            weakening::given(tag, relation, owner)?;
+            reader::given(tag, relation, owner)
         }
         Change::Reader(relation) => reader::relation(tag, relation),
         Change::Policy { policy, name, made } => weakening::policy(tag, policy, &name, made),
         Change::Granted { relations, grantees } => weakening::granted(tag, &relations, &grantees),
-        Change::Routine(routine) => reader::routine(tag, routine),
+        Change::Routine(routine) => reader::routine(tag, routine, None),
     }
 }
 

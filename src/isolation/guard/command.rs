@@ -174,7 +174,14 @@ unsafe fn alter(
                 let column = address.objectSubId as i16;
                 Some(Change::Added { relation: address.objectId, column, has_default })
             }
-            Part::AT_AddConstraint | Part::AT_ValidateConstraint | Part::AT_AlterConstraint if !is_new => {
+            Part::AT_AddConstraint | Part::AT_ValidateConstraint if !is_new => {
+                Some(Change::Constraint(address.objectId))
+            }
+            // What is enforced from now on is validated; whether it is deferrable validates nothing.
+            #[cfg(feature = "pg18")]
+            Part::AT_AlterConstraint
+                if (*(*command).def.cast::<pg_sys::ATAlterConstraint>()).alterEnforceability =>
+            {
                 Some(Change::Constraint(address.objectId))
             }
             Part::AT_ChangeOwner => Some(Change::Owner(relation)),

@@ -24,18 +24,23 @@ pub fn is_view(relation: pg_sys::Oid) -> bool {
     unsafe { pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_VIEW }
 }
 
-/// A relation that has another owner. Who may own a copy is anybody but an application.
-pub fn given(tag: &str, oid: pg_sys::Oid) -> Result<()> {
+/// A relation that belongs, or is to belong, to another owner. Who may own a copy is anybody but an application.
+pub fn given(tag: &str, oid: pg_sys::Oid, owner: pg_sys::Oid) -> Result<()> {
     // SAFETY: a syscache lookup.
     let kind = unsafe { pg_sys::get_rel_relkind(oid) } as u8;
-    if kind == pg_sys::RELKIND_MATVIEW && !registry::may_act(table::find(oid)?.owner)? {
+    if kind == pg_sys::RELKIND_MATVIEW && !registry::may_act(owner)? {
         return Ok(());
     }
-    relation(tag, oid)
+    read_as(tag, oid, Some(owner))
 }
 
 /// A relation that has been made or changed, and may read protected tables by its rules.
 pub fn relation(tag: &str, relation: pg_sys::Oid) -> Result<()> {
+    read_as(tag, relation, None)
+}
+
+/// The same with the rights of a role, if it is not the owner's.
+fn read_as(tag: &str, relation: pg_sys::Oid, role: Option<pg_sys::Oid>) -> Result<()> {
     let read = read_by_rules(relation, !is_invoker(relation));
     if read.is_empty() {
         return Ok(());
@@ -67,8 +72,11 @@ pub fn relation(tag: &str, relation: pg_sys::Oid) -> Result<()> {
             },
         );
     }
-    let (owner, what) =
-        (registry::role_name(reader.owner), if reader.kind == 'v' { "view" } else { "the rules of" });
+    let role = role.unwrap_or(reader.owner);
+    let (owner, what, reads) = match reader.kind {
+        'v' => (registry::role_name(role), "view", "reads"),
+        _ => (registry::role_name(role), "the rules of", "read"),
+    };
     let hint = if reader.kind == 'v' {
         format!(
             "Make it WITH (security_invoker = true), or ALTER VIEW {} SET (security_invoker = true).",
@@ -77,7 +85,7 @@ pub fn relation(tag: &str, relation: pg_sys::Oid) -> Result<()> {
     } else {
         "Use a trigger, which has the rights of whoever writes.".into()
     };
-    match bases.iter().find(|base| !registry::policies_hold(**base, reader.owner)) {
+    match bases.iter().find(|base| !registry::policies_hold(**base, role)) {
         Some(open) => weigh(
             tag,
             Finding {
@@ -94,7 +102,7 @@ pub fn relation(tag: &str, relation: pg_sys::Oid) -> Result<()> {
         None => {
             advise(
                 format!(
-                    "{what} \"{}\" reads protected table \"{}\" with the rights of role \"{owner}\"",
+                    "{what} \"{}\" {reads} protected table \"{}\" with the rights of role \"{owner}\"",
                     reader.display,
                     base(bases[0])?
                 ),
@@ -106,8 +114,9 @@ pub fn relation(tag: &str, relation: pg_sys::Oid) -> Result<()> {
     }
 }
 
-/// A function or procedure that has been made or changed, or that somebody may call now.
-pub fn routine(tag: &str, routine: pg_sys::Oid) -> Result<()> {
+/// A function or procedure that has been made or changed, or that somebody may call now; with a role, one that is to
+/// belong to it.
+pub fn routine(tag: &str, routine: pg_sys::Oid, to: Option<pg_sys::Oid>) -> Result<()> {
     static SELECT: CachedPlan = CachedPlan::new(
         c"SELECT p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner, ARRAY( \
             SELECT g.grantee FROM pg_catalog.aclexplode( \
@@ -135,6 +144,7 @@ pub fn routine(tag: &str, routine: pg_sys::Oid) -> Result<()> {
         )
     });
     let Some((name, owner, grantees)) = found else { return Ok(()) };
+    let owner = to.unwrap_or(owner);
     let mut read = Vec::new();
     READS.run(&[routine.into_datum()], |row| read.extend(row.get::<pg_sys::Oid>(1)));
     let role = registry::role_name(owner);

@@ -7,7 +7,7 @@ use super::super::table::{self, Protected, Table};
 use super::super::{
     Undo, check_kind, find_column, known_undo, protect_tree, protected_members, quietly, save_undo,
 };
-use super::{Finding, weigh};
+use super::{Finding, weakening, weigh};
 use crate::error::{Error, Result};
 use crate::gucs::{self, Watch};
 use crate::plan::{CachedPlan, as_owner};
@@ -130,6 +130,7 @@ pub fn attached(tag: &str, parent: pg_sys::Oid) -> Result<()> {
     let root = table::protected(parent)?.map(|known| known.root);
     for child in table::children(parent) {
         if table::protected(child)?.map(|known| known.root) != root {
+            weakening::inherited(tag, child)?;
             joined(tag, child)?;
         }
     }

@@ -6,11 +6,10 @@ use pgrx::pg_sys::{self, NodeTag};
 use pgrx::prelude::*;
 
 use super::command::items;
-use super::{Finding, at_work, weakening, weigh};
+use super::{Finding, at_work, reader, weakening, weigh};
 use crate::error::{Result, or_raise};
-use crate::plan::{CachedPlan, as_owner};
-use crate::registry::scan;
-use crate::registry::{self, catalog};
+use crate::plan::CachedPlan;
+use crate::registry;
 
 /// Whether the guard looks at such commands.
 ///
@@ -92,32 +91,34 @@ unsafe fn members(command: *mut pg_sys::AlterExtensionContentsStmt) -> Result<()
     )
 }
 
-/// REASSIGN OWNED BY … TO a role that acts for tenants.
+/// REASSIGN OWNED BY … TO: tables to a role that acts for tenants, readers to one that the policies do not hold for.
 unsafe fn reassign(command: *mut pg_sys::ReassignOwnedStmt) -> Result<()> {
+    const TAG: &str = "REASSIGN OWNED";
     static SELECT: CachedPlan = CachedPlan::new(
-        c"SELECT c.relname::pg_catalog.text, pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class AS c \
-          JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-          WHERE c.oid OPERATOR(pg_catalog.=) ANY ($1) AND c.relowner OPERATOR(pg_catalog.=) ANY ($2) ORDER BY 2",
-        &[pg_sys::OIDARRAYOID, pg_sys::OIDARRAYOID],
+        c"SELECT c.oid FROM pg_catalog.pg_class AS c \
+          WHERE c.relowner OPERATOR(pg_catalog.=) ANY ($1) AND c.relkind OPERATOR(pg_catalog.=) ANY \
+            (ARRAY['r', 'p', 'v', 'm']::pg_catalog.\"char\"[]) ORDER BY 1",
+        &[pg_sys::OIDARRAYOID],
+    );
+    static ROUTINES: CachedPlan = CachedPlan::new(
+        c"SELECT p.oid FROM pg_catalog.pg_proc AS p \
+          WHERE p.proowner OPERATOR(pg_catalog.=) ANY ($1) AND p.prosecdef ORDER BY 1",
+        &[pg_sys::OIDARRAYOID],
     );
     // SAFETY: the parser makes a list of RoleSpec; a role that does not exist is InvalidOid.
     let (from, to) = unsafe {
         let role = |spec: *mut pg_sys::RoleSpec| pg_sys::get_rolespec_oid(spec, true);
         (items((*command).roles).map(|spec| role(spec.cast())).collect::<Vec<_>>(), role((*command).newrole))
     };
-    if to == pg_sys::InvalidOid || !registry::may_act(to)? {
+    if to == pg_sys::InvalidOid || !registry::any_protected() {
         return Ok(());
     }
-    let mut protected = Vec::new();
-    let table = catalog::table("protected_tables");
-    scan::scan(table, pg_sys::InvalidOid, &[], |row| {
-        protected.extend(row.get::<pg_sys::Oid>(scan::protected_tables::RELATION));
-    });
-    let mut tables = Vec::new();
-    as_owner(|| {
-        SELECT.run(&[protected.into_datum(), from.into_datum()], |row| {
-            tables.extend(row.get::<String>(1).zip(row.get::<String>(2)));
-        })
-    })?;
-    tables.iter().try_for_each(|(name, qualified)| weakening::owned_by("REASSIGN OWNED", name, qualified, to))
+    let (mut relations, mut routines) = (Vec::new(), Vec::new());
+    SELECT.run(&[from.clone().into_datum()], |row| relations.extend(row.get::<pg_sys::Oid>(1)));
+    ROUTINES.run(&[from.into_datum()], |row| routines.extend(row.get::<pg_sys::Oid>(1)));
+    for relation in relations {
+        weakening::given(TAG, relation, to)?;
+        reader::given(TAG, relation, to)?;
+    }
+    routines.into_iter().try_for_each(|routine| reader::routine(TAG, routine, Some(to)))
 }

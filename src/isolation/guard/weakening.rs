@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::super::policy::{BOUNDARY_POLICY, ISOLATION_POLICY, PolicySpec};
-use super::super::table::{self, Protected};
+use super::super::table::{self, Protected, Table};
 use super::super::{deparsed_function, find_column, found_policies, known_undo, row_security as flags};
 use super::tree::{has_tenant_column, warn_unprotected};
 use super::{Finding, advise, take_back, weigh};
@@ -153,7 +153,10 @@ pub fn constraint(tag: &str, constraint: pg_sys::Oid) -> Result<()> {
     if !registry::is_protected(relation) || !registry::policies_hold(relation, registry::current_role()) {
         return Ok(());
     }
-    let table = table::find(relation)?;
+    validated(tag, &table::find(relation)?, &name)
+}
+
+fn validated(tag: &str, table: &Table, name: &str) -> Result<()> {
     let role = registry::role_name(registry::current_role());
     weigh(tag, Finding {
         object: table.qualified.clone(),
@@ -162,27 +165,49 @@ pub fn constraint(tag: &str, constraint: pg_sys::Oid) -> Result<()> {
             table.display
         ),
         why: "The policies hold for the role: the rows of one tenant would be checked, and the constraint marked valid for those of all.".into(),
-        hint: "Add it NOT VALID, and VALIDATE it as a superuser or a role with BYPASSRLS.".into(),
+        hint: "Do it as a superuser or a role with BYPASSRLS. ADD FOREIGN KEY … NOT VALID checks nothing, and passes.".into(),
     })
 }
 
-/// OWNER TO.
-pub fn owner(tag: &str, relation: pg_sys::Oid) -> Result<()> {
-    if !registry::is_protected(relation) {
+/// Foreign keys that a protected table has got, and that were validated, by becoming a partition.
+pub fn inherited(tag: &str, relation: pg_sys::Oid) -> Result<()> {
+    // One that was there before keeps its dependency on the columns; ATTACH gives it a parent, and checks nothing.
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT DISTINCT c.conname::pg_catalog.text, d.xmin FROM pg_catalog.pg_constraint AS c \
+          JOIN pg_catalog.pg_depend AS d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_constraint'::pg_catalog.regclass \
+            AND d.objid OPERATOR(pg_catalog.=) c.oid AND d.deptype OPERATOR(pg_catalog.=) 'a' \
+            AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+            AND d.refobjid OPERATOR(pg_catalog.=) c.conrelid \
+          WHERE c.conrelid OPERATOR(pg_catalog.=) $1 AND c.contype OPERATOR(pg_catalog.=) 'f' AND c.convalidated \
+          AND c.conparentid OPERATOR(pg_catalog.<>) 0::pg_catalog.oid ORDER BY 1",
+        &[pg_sys::OIDOID],
+    );
+    for member in table::tree(relation) {
+        if !registry::is_protected(member) || !registry::policies_hold(member, registry::current_role()) {
+            continue;
+        }
+        let mut keys = Vec::new();
+        SELECT.run(&[member.into_datum()], |row| {
+            keys.extend(row.get::<String>(1).zip(row.get::<pg_sys::TransactionId>(2)));
+        });
+        // SAFETY: compares a number with those of the transaction.
+        let is_new = |by| unsafe { pg_sys::TransactionIdIsCurrentTransactionId(by) };
+        if let Some((name, _)) = keys.iter().find(|(_, by)| is_new(*by)) {
+            validated(tag, &table::find(member)?, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// A table that belongs, or is to belong, to another owner.
+pub fn given(tag: &str, relation: pg_sys::Oid, owner: pg_sys::Oid) -> Result<()> {
+    if !registry::is_protected(relation) || !registry::may_act(owner)? {
         return Ok(());
     }
     let table = table::find(relation)?;
-    owned_by(tag, &table.display, &table.qualified, table.owner)
-}
-
-/// A protected table that belongs, or is to belong, to a role.
-pub fn owned_by(tag: &str, display: &str, qualified: &str, role: pg_sys::Oid) -> Result<()> {
-    if !registry::may_act(role)? {
-        return Ok(());
-    }
     weigh(tag, Finding {
-        object: qualified.into(),
-        to: format!("give protected table \"{display}\" to role \"{}\"", registry::role_name(role)),
+        object: table.qualified,
+        to: format!("give protected table \"{}\" to role \"{}\"", table.display, registry::role_name(owner)),
         why: "The role acts for tenants, and an owner can take the protection back.".into(),
         hint: "Let a role own it that no tenant_grant names, and GRANT SELECT, INSERT, UPDATE, DELETE to the application.".into(),
     })
