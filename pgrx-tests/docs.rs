@@ -46,6 +46,11 @@ fn isolation() {
 }
 
 #[test]
+fn guard() {
+    check("docs/guard.md");
+}
+
+#[test]
 fn repair() {
     check("docs/repair.md");
 }
