@@ -17,6 +17,7 @@ mod gauge;
 mod invalidation;
 mod isolation;
 mod lockdown;
+mod owners;
 mod privileges;
 mod prove;
 mod purge;

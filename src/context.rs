@@ -47,6 +47,9 @@ pub fn held() -> Result<Option<Rc<Tenant>>> {
     }
     let value = setting::value();
     let Some(id) = value.tenant else { return Ok(None) };
+    if registry::in_restricted_operation() {
+        return Err(Error::Restricted);
+    }
     let role = registry::acting_role();
     if let Some(held) = &*HELD.borrow()
         && held.registry == registry::generation()

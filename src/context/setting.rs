@@ -70,9 +70,11 @@ pub fn failed() -> bool {
     FAILED.get()
 }
 
-/// Notes an attempt that failed before it reached the setting.
+/// Notes an attempt that failed. One of a table's owner in the session of somebody else is not the session's.
 pub fn attempt_failed() {
-    FAILED.set(true);
+    if !registry::in_restricted_operation() {
+        FAILED.set(true);
+    }
 }
 
 /// Defines the setting. What the session holds of that name already is checked here by the server: a value
@@ -159,7 +161,7 @@ unsafe extern "C-unwind" fn check(
         }
         Err(error) => {
             if !tests_only {
-                FAILED.set(true);
+                attempt_failed();
             }
             report(&error);
             false
@@ -201,6 +203,12 @@ fn validate(
         }
         return Ok(none);
     }
+    if source >= PGC_S_INTERACTIVE && registry::in_restricted_operation() {
+        return Err(Error::NotPermitted {
+            what: "cannot set parameter \"app.current_tenant\" within security-restricted operation".into(),
+            hint: "",
+        });
+    }
     if text.is_empty() {
         if in_transaction && marker::blocks(None) {
             return Err(Error::SwitchInStatement);
@@ -209,13 +217,6 @@ fn validate(
     }
     if !in_transaction {
         return Err(Error::NoTransaction);
-    }
-    // SAFETY: reads the state of the backend.
-    if unsafe { pg_sys::InSecurityRestrictedOperation() } {
-        return Err(Error::NotPermitted {
-            what: "cannot set parameter \"app.current_tenant\" within security-restricted operation".into(),
-            hint: "",
-        });
     }
     // In a database without the extension the text means nothing.
     if !registry::installed() {
@@ -356,7 +357,11 @@ unsafe extern "C-unwind" fn assign(_text: *const c_char, extra: *mut c_void) {
     }
     // RESET returns to the start value without asking the check hook, and is an attempt that succeeds.
     // SAFETY: reads the state of the transaction; a rollback and a commit are outside it.
-    if FAILED.get() && value.at_start && unsafe { pg_sys::IsTransactionState() } {
+    if FAILED.get()
+        && value.at_start
+        && unsafe { pg_sys::IsTransactionState() }
+        && !registry::in_restricted_operation()
+    {
         FAILED.set(false);
     }
 }

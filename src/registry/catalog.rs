@@ -141,14 +141,31 @@ pub fn accept_invalidations() {
 }
 
 /// The outer role: SET ROLE is followed, a SECURITY DEFINER function is not.
+///
+/// Nobody (`InvalidOid`, which has no rights) in a security-restricted operation: there runs the code of a table's
+/// owner, in the session of whoever has made the server or us look at the table.
 #[inline]
 pub fn acting_role() -> pg_sys::Oid {
     // As above: every statement on a protected table asks.
     unsafe extern "C-unwind" {
         fn GetOuterUserId() -> pg_sys::Oid;
     }
+    if in_restricted_operation() {
+        return pg_sys::InvalidOid;
+    }
     // SAFETY: reads a variable of the backend, and raises nothing.
     unsafe { GetOuterUserId() }
+}
+
+/// Whether code of a table's owner runs in the session of somebody else, perhaps: while an index is built, a table
+/// analyzed, a materialized view refreshed, and wherever we read or change a table as its owner.
+#[inline]
+pub fn in_restricted_operation() -> bool {
+    unsafe extern "C-unwind" {
+        fn InSecurityRestrictedOperation() -> bool;
+    }
+    // SAFETY: as in `acting_role`.
+    unsafe { InSecurityRestrictedOperation() }
 }
 
 /// The role whose rights hold now, also inside a SECURITY DEFINER function.
