@@ -24,6 +24,7 @@ mod purge;
 mod quota;
 mod registry;
 mod repair;
+mod signer;
 mod usage;
 
 /// What `cargo pgrx test` asks of a crate.

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -15,7 +16,7 @@ use super::{carrier, marker, switch_log};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gucs;
-use crate::registry::{self, Ways};
+use crate::registry::{self, Tenant, Ways};
 use crate::tenant::{CANONICAL_LEN, Status, TenantId};
 
 /// The name of the setting.
@@ -223,13 +224,10 @@ fn validate(
         return Ok(none);
     }
     let id = parse()?;
-    if marker::blocks(Some(id)) {
-        return Err(Error::SwitchInStatement);
-    }
     registry::accept_invalidations();
     let role = registry::acting_role();
     let ticket = offered.filter(|(of, _)| *of == id).map(|(_, ticket)| ticket);
-    let tenant = registry::admit(role, id, if ticket.is_some() { Ways::Ticket } else { Ways::Name })?;
+    let tenant = admit(id, if ticket.is_some() { Ways::Ticket } else { Ways::Name })?;
     if LOADING.get() && tenant.status == Status::Fenced {
         // The statement that loads the library began before the hooks that hold writers back were there.
         return Err(Error::Fenced(id));
@@ -240,11 +238,22 @@ fn validate(
             registry::role_name(role)
         );
     }
-    carrier::act_for(id, || Ok(registry::rights(role)?.bypasses))?;
     if gucs::log_switch() {
         switch_log::learn_role();
     }
     Ok(Value { tenant: Some(id), created_at: tenant.created_at, ticket, from_leader: false, at_start })
+}
+
+/// The tenant, if the session may act for it now: no open statement sees another one, the role was granted it in that
+/// way, its status allows it, and the session holds no rows of another.
+pub fn admit(id: TenantId, way: Ways) -> Result<Rc<Tenant>> {
+    if marker::blocks(Some(id)) {
+        return Err(Error::SwitchInStatement);
+    }
+    let role = registry::acting_role();
+    let tenant = registry::admit(role, id, way)?;
+    carrier::act_for(id, || Ok(registry::rights(role)?.bypasses))?;
+    Ok(tenant)
 }
 
 /// Hands the server the canonical text and the parsed value.

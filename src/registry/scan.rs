@@ -70,6 +70,11 @@ pub mod signing_keys {
     pub const NOT_AFTER: i16 = 5;
 }
 
+/// Column numbers of `tenant_rls.used_tickets`.
+pub mod used_tickets {
+    pub const DIGEST: i16 = 1;
+}
+
 /// Column numbers of `tenant_rls.operators`.
 pub mod operators {
     pub const ROLE_OID: i16 = 2;
@@ -108,6 +113,8 @@ pub enum Key<'a> {
     Instant(i16, i64),
     /// A `text` column of collation "C".
     Text(i16, &'a str),
+    /// A `bytea` column.
+    Bytes(i16, &'a [u8]),
     /// An `oid` column.
     Oid(i16, pg_sys::Oid),
     /// A column that is NULL.
@@ -224,6 +231,61 @@ pub fn change(
     busy.map_or(Changed::Done(now), Changed::Busy)
 }
 
+/// Adds a row that stays whatever becomes of the transaction: like one of COPY FREEZE it counts as older than every
+/// transaction, so everybody sees it at once and no rollback takes it back. It is on disk when this returns.
+///
+/// `values` are those of all columns. The caller holds a lock that keeps others from adding the same, has looked that it
+/// is not there, and vouches for the values: no trigger or check runs.
+pub fn add_for_good(table: pg_sys::Oid, values: &mut [pg_sys::Datum]) {
+    const MOST: usize = pg_sys::INDEX_MAX_KEYS as usize;
+    let mut nulls = vec![false; values.len()];
+    // SAFETY: the values are those of the table's columns, as the caller says; the indexes are the table's own, on
+    // plain columns, so their keys are found by number. Relations stay locked until the transaction ends. Nothing
+    // interrupts between the row and its entries; an error would reset the count.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32);
+        let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::InterruptHoldoffCount += 1;
+        pg_sys::heap_insert(
+            relation,
+            tuple,
+            pg_sys::GetCurrentCommandId(true),
+            pg_sys::HEAP_INSERT_FROZEN as c_int,
+            std::ptr::null_mut(),
+        );
+        let indexes = pg_sys::RelationGetIndexList(relation);
+        for at in 0..if indexes.is_null() { 0 } else { (*indexes).length } {
+            let index =
+                pg_sys::index_open(pg_sys::list_nth_oid(indexes, at), pg_sys::RowExclusiveLock as i32);
+            let info = pg_sys::BuildIndexInfo(index);
+            let mut keys = [pg_sys::Datum::null(); MOST];
+            let mut key_nulls = [false; MOST];
+            for key in 0..(*info).ii_NumIndexAttrs as usize {
+                keys[key] = values[(*info).ii_IndexAttrNumbers[key] as usize - 1];
+            }
+            let unique = if (*info).ii_Unique {
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
+            } else {
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
+            };
+            pg_sys::index_insert(
+                index,
+                keys.as_mut_ptr(),
+                key_nulls.as_mut_ptr(),
+                &mut (*tuple).t_self,
+                relation,
+                unique,
+                false,
+                info,
+            );
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+        }
+        pg_sys::InterruptHoldoffCount -= 1;
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        pg_sys::XLogFlush(pg_sys::XactLastRecEnd);
+    }
+}
+
 fn walk(
     table: pg_sys::Oid,
     lock: u32,
@@ -271,6 +333,7 @@ unsafe fn fill(scan_key: &mut pg_sys::ScanKeyData, key: &Key) {
         Key::Int8(column, value) => (*column, pg_sys::F_INT8EQ, value.into_datum()),
         Key::Instant(column, value) => (*column, pg_sys::F_TIMESTAMPTZ_EQ, value.into_datum()),
         Key::Text(column, value) => (*column, pg_sys::F_TEXTEQ, value.into_datum()),
+        Key::Bytes(column, value) => (*column, pg_sys::F_BYTEAEQ, value.into_datum()),
         Key::Oid(column, value) => (*column, pg_sys::F_OIDEQ, value.into_datum()),
         Key::Null(column) => {
             scan_key.sk_flags = (pg_sys::SK_ISNULL | pg_sys::SK_SEARCHNULL) as c_int;
