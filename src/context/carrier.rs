@@ -7,7 +7,8 @@
 //! statements, as a loop does.
 //!
 //! A temporary table that has pages blocks every change to another tenant than the session last acted for.
-//! Nobody knows whose rows are in it, except that what was there before the first tenant is nobody's.
+//! Nobody knows whose rows are in it, except that rows from before the first tenant are nobody's: a table that was
+//! filled then blocks when it has a newer one.
 //!
 //! Paths that cannot refuse (the end of a transaction or function) make the next use raise: see
 //! [`super::held`].
@@ -20,7 +21,7 @@ use pgrx::pg_sys;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gucs;
-use crate::registry::scan::{Key, scan};
+use crate::registry::scan::{Key, scan, scan_open};
 use crate::tenant::TenantId;
 
 /// A portal in which rows of a tenant were read.
@@ -40,8 +41,9 @@ static FIRST: Backend<Cell<*mut Carrier>> = Backend::new(Cell::new(std::ptr::nul
 /// The tenant that the session last acted for, also when it has none now.
 static LAST: Backend<Cell<Option<TenantId>>> = Backend::new(Cell::new(None));
 
-/// The temporary tables from before the first tenant, and their pages then.
-static BEFORE: Backend<RefCell<Vec<(pg_sys::Oid, u32)>>> = Backend::new(RefCell::new(Vec::new()));
+/// The temporary tables that were filled before the first tenant, and the transaction from which on rows may be its.
+static BEFORE: Backend<RefCell<Vec<pg_sys::Oid>>> = Backend::new(RefCell::new(Vec::new()));
+static SINCE: Backend<Cell<pg_sys::TransactionId>> = Backend::new(Cell::new(pg_sys::InvalidTransactionId));
 
 /// Whether rows that a query reads now may stay in the portal that runs it.
 ///
@@ -146,6 +148,14 @@ pub fn act_for(new: TenantId, exempt: impl FnOnce() -> Result<bool>) -> Result<(
     let schema = if last == Some(new) { pg_sys::InvalidOid } else { temporary_schema() };
     if last.is_none() {
         *BEFORE.borrow_mut() = filled_tables(schema);
+        // Rows that this very transaction has written count as its tenant's.
+        // SAFETY: reads the state of the transaction and of the server.
+        SINCE.set(unsafe {
+            match pg_sys::GetTopTransactionIdIfAny() {
+                pg_sys::InvalidTransactionId => pg_sys::ReadNextTransactionId(),
+                own => own,
+            }
+        });
     } else if (schema != pg_sys::InvalidOid || !FIRST.get().is_null()) && gucs::guard_switch() && !exempt()? {
         if in_a_cursor(new) {
             return Err(Error::SwitchWithCursor);
@@ -161,10 +171,23 @@ pub fn act_for(new: TenantId, exempt: impl FnOnce() -> Result<bool>) -> Result<(
 /// A temporary table that may hold rows of the last tenant.
 fn grown_table(schema: pg_sys::Oid) -> Option<pg_sys::Oid> {
     let before = BEFORE.borrow();
-    filled_tables(schema)
-        .into_iter()
-        .find(|(table, pages)| !before.iter().any(|(known, then)| known == table && pages <= then))
-        .map(|(table, _)| table)
+    filled_tables(schema).into_iter().find(|table| !before.contains(table) || has_newer_rows(*table))
+}
+
+/// Whether a temporary table has a row that was written since the first tenant.
+fn has_newer_rows(table: pg_sys::Oid) -> bool {
+    let since = SINCE.get();
+    let mut newer = false;
+    // SAFETY: as in `filled_tables`; the scan ends before the relation is closed.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(table);
+        if relation.is_null() {
+            return false;
+        }
+        scan_open(relation, |row| newer |= !row.is_older_than(since));
+        pg_sys::RelationClose(relation);
+    }
+    newer
 }
 
 /// The schema of this session's temporary tables, if it has ever made one.
@@ -179,8 +202,8 @@ fn temporary_schema() -> pg_sys::Oid {
     schema
 }
 
-/// The tables in a schema of temporary ones that have pages, and how many. A table without pages has no rows.
-fn filled_tables(schema: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
+/// The tables in a schema of temporary ones that have pages. A table without pages has no rows.
+fn filled_tables(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // Columns and index of pg_depend, which the bindings do not name.
     const DEPEND: pg_sys::Oid = pg_sys::Oid::from_u32(2608);
     const BY_REFERENCE: pg_sys::Oid = pg_sys::Oid::from_u32(2674);
@@ -213,7 +236,7 @@ fn filled_tables(schema: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
             let pages = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
             pg_sys::RelationClose(relation);
             if pages > 0 {
-                filled.push((table, pages));
+                filled.push(table);
             }
         }
     }

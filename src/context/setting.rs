@@ -46,6 +46,8 @@ static GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(0));
 static OFFERED: Backend<Cell<Option<(TenantId, Ticket)>>> = Backend::new(Cell::new(None));
 static LOADING: Backend<Cell<bool>> = Backend::new(Cell::new(false));
 static FAILED: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+/// When the statement began in which a function of ours was last asked for a tenant.
+static REACHED: Backend<Cell<i64>> = Backend::new(Cell::new(0));
 
 /// The storage that the server assigns the text to.
 struct Text(Cell<*mut c_char>);
@@ -73,8 +75,42 @@ pub fn failed() -> bool {
 
 /// Notes an attempt that failed. One of a table's owner in the session of somebody else is not the session's.
 pub fn attempt_failed() {
+    REACHED.set(statement_start());
     if !registry::in_restricted_operation() {
         FAILED.set(true);
+    }
+}
+
+/// When the server began with what the client has sent.
+fn statement_start() -> i64 {
+    // Every change of the tenant asks; the guard of pgrx's declaration would cost more than the call.
+    unsafe extern "C-unwind" {
+        fn GetCurrentStatementStartTimestamp() -> i64;
+    }
+    // SAFETY: reads a variable of the backend.
+    unsafe { GetCurrentStatementStartTimestamp() }
+}
+
+/// Notes an attempt that never reached us, when the server reports the error of a statement that names `set_tenant`:
+/// a text that is no uuid fails before the function is called, as does everything in a transaction that was aborted.
+///
+/// An error that a function catches is not reported, and one that `log_min_messages` keeps out of the log is not seen.
+///
+/// # Safety
+///
+/// `report` is what the server hands to an emit_log hook. Raises and allocates nothing.
+pub unsafe fn hear_of_error(report: *const pg_sys::ErrorData) {
+    const NAME: &[u8] = b"set_tenant";
+    // SAFETY: the statement that the client has sent is a C string, or null.
+    unsafe {
+        let arrived = REACHED.get() == statement_start();
+        if (*report).elevel < pg_sys::PGERROR as c_int || arrived || pg_sys::debug_query_string.is_null() {
+            return;
+        }
+        let statement = CStr::from_ptr(pg_sys::debug_query_string).to_bytes();
+        if statement.windows(NAME.len()).any(|part| part.eq_ignore_ascii_case(NAME)) {
+            FAILED.set(true);
+        }
     }
 }
 
@@ -116,6 +152,7 @@ impl Drop for Offer {
 
 /// Sets the tenant as SET (or, if `is_local`, SET LOCAL) does, through the check hook; with a ticket or without.
 pub fn set(tenant: Option<TenantId>, ticket: Option<Ticket>, is_local: bool) {
+    REACHED.set(statement_start());
     let _offer = Offer;
     OFFERED.set(tenant.zip(ticket));
     let text = tenant.map(|id| id.to_string()).unwrap_or_default();

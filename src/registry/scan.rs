@@ -156,6 +156,15 @@ impl Row {
         }
     }
 
+    /// Whether it was written before that transaction. Freezing keeps the number.
+    pub fn is_older_than(&self, transaction: pg_sys::TransactionId) -> bool {
+        // SAFETY: the header of a tuple of the open scan; compares two numbers.
+        unsafe {
+            let xmin = (*(*self.tuple).t_data).t_choice.t_heap.t_xmin;
+            pg_sys::TransactionIdPrecedes(xmin, transaction)
+        }
+    }
+
     /// A `uuid` column.
     pub fn tenant(&self, column: i16) -> Option<TenantId> {
         self.get::<pgrx::Uuid>(column).map(|uuid| TenantId::from_bytes(*uuid.as_bytes()))
@@ -294,9 +303,34 @@ fn walk(
     mut each: impl FnMut(pg_sys::Relation, &Row),
 ) {
     // SAFETY: the relation stays open and locked until the scan has ended; on an error the transaction's
-    // resource owner closes both. The keys live until after systable_endscan, as do the datums they point to.
+    // resource owner closes both.
     unsafe {
         let relation = pg_sys::table_open(table, lock as i32);
+        walk_open(relation, index, keys, |row| each(relation, row));
+        // A writer's lock stays until the transaction ends.
+        let unlock = if lock == pg_sys::AccessShareLock { lock } else { pg_sys::NoLock };
+        pg_sys::table_close(relation, unlock as i32);
+    }
+}
+
+/// As [`scan`] without keys, of a relation that is open.
+///
+/// # Safety
+///
+/// The relation stays open meanwhile.
+pub unsafe fn scan_open(relation: pg_sys::Relation, each: impl FnMut(&Row)) {
+    // SAFETY: the caller's.
+    unsafe { walk_open(relation, pg_sys::InvalidOid, &[], each) };
+}
+
+unsafe fn walk_open(
+    relation: pg_sys::Relation,
+    index: pg_sys::Oid,
+    keys: &[Key],
+    mut each: impl FnMut(&Row),
+) {
+    // SAFETY: the keys live until after systable_endscan, as do the datums they point to.
+    unsafe {
         let mut scan_keys: [pg_sys::ScanKeyData; 3] = std::mem::zeroed();
         for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
             fill(scan_key, key);
@@ -315,12 +349,9 @@ fn walk(
             if tuple.is_null() {
                 break;
             }
-            each(relation, &Row { tuple, descriptor });
+            each(&Row { tuple, descriptor });
         }
         pg_sys::systable_endscan(scan);
-        // A writer's lock stays until the transaction ends.
-        let unlock = if lock == pg_sys::AccessShareLock { lock } else { pg_sys::NoLock };
-        pg_sys::table_close(relation, unlock as i32);
     }
 }
 
