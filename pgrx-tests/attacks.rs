@@ -29,6 +29,7 @@ mod reads;
 mod roles;
 mod shadow;
 mod stale;
+mod tickets;
 mod trees;
 mod upsert;
 mod world;
@@ -510,6 +511,7 @@ fn classes() -> Vec<(&'static str, Vec<Attack>)> {
         ("roles", roles::attacks()),
         ("shadow", shadow::attacks()),
         ("stale", stale::attacks()),
+        ("tickets", tickets::attacks()),
         ("trees", trees::attacks()),
         ("upsert", upsert::attacks()),
         ("writes", writes::attacks()),
@@ -557,7 +559,7 @@ mod suite {
 
     class_tests!(
         carry, channels, context, definer, foreign, cves, inference, leaky, objects, own, plans, quota,
-        reads, roles, shadow, stale, trees, upsert, writes
+        reads, roles, shadow, stale, tickets, trees, upsert, writes
     );
 }
 
