@@ -226,6 +226,44 @@ fn a_rollback_carries_nothing() {
     }
 }
 
+/// Rows that were hidden from the guard and come back by a rollback are those of the tenant from before it.
+#[test]
+fn a_rollback_brings_the_tenant_of_its_rows_back() {
+    let db = database();
+    for hide in ["DROP TABLE t", "TRUNCATE t", "DELETE FROM old"] {
+        for (begin, end) in [
+            ("BEGIN", "ROLLBACK"),
+            ("BEGIN; SAVEPOINT s", "ROLLBACK TO s; COMMIT"),
+            ("BEGIN; SAVEPOINT s; SAVEPOINT i", "RELEASE i; ROLLBACK TO s; COMMIT"),
+            ("BEGIN; SAVEPOINT s; SAVEPOINT i", "RELEASE i; RELEASE s; ROLLBACK"),
+        ] {
+            let mut app = db.connect(&db.app());
+            app.run("CREATE TEMPORARY TABLE old AS SELECT 'from before'::text AS note");
+            app.run(&set(A));
+            let fill = if hide.contains("old") {
+                "INSERT INTO old SELECT note FROM orders"
+            } else {
+                "CREATE TEMPORARY TABLE t AS SELECT note FROM orders"
+            };
+            app.run(fill);
+            app.run(&format!("{begin}; {hide}; {}; {end}", set(B)));
+            assert_eq!(app.fails(&set(B)), "55000", "{begin}; {hide}; {end}");
+            // It is still the session of A, and what is committed as hidden is gone.
+            app.run(&set(A));
+            app.run(&format!("{hide}; {}", set(B)));
+            assert_eq!(notes(&mut app), ["b3", "b4"]);
+        }
+    }
+    // Before the first tenant there is nothing to bring back.
+    let mut app = db.connect(&db.app());
+    app.run(&format!(
+        "BEGIN; {}; ROLLBACK; CREATE TEMPORARY TABLE t AS SELECT 'x' AS note; {}",
+        set(A),
+        set(B)
+    ));
+    assert_eq!(notes(&mut app), ["b3", "b4"]);
+}
+
 /// A function with a tenant of its own leaves none of its rows behind.
 #[test]
 fn a_function_that_fills_a_table_makes_the_next_use_raise() {

@@ -10,11 +10,13 @@
 //! Nobody knows whose rows are in it, except that rows from before the first tenant are nobody's: a table that was
 //! filled then blocks when it has a newer one.
 //!
+//! A rollback brings back what was dropped, emptied or deleted, and with it the tenant whose rows that may be.
+//!
 //! Paths that cannot refuse (the end of a transaction or function) make the next use raise: see
 //! [`super::held`].
 
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use pgrx::pg_sys;
 
@@ -41,9 +43,68 @@ static FIRST: Backend<Cell<*mut Carrier>> = Backend::new(Cell::new(std::ptr::nul
 /// The tenant that the session last acted for, also when it has none now.
 static LAST: Backend<Cell<Option<TenantId>>> = Backend::new(Cell::new(None));
 
+/// A nesting level, and what [`LAST`] was before the (sub)transaction there changed it.
+type Undo = (c_int, Option<TenantId>);
+/// Those of the (sub)transactions that are open, the innermost last.
+static UNDO: Backend<RefCell<Vec<Undo>>> = Backend::new(RefCell::new(Vec::new()));
+
 /// The temporary tables that were filled before the first tenant, and the transaction from which on rows may be its.
 static BEFORE: Backend<RefCell<Vec<pg_sys::Oid>>> = Backend::new(RefCell::new(Vec::new()));
 static SINCE: Backend<Cell<pg_sys::TransactionId>> = Backend::new(Cell::new(pg_sys::InvalidTransactionId));
+
+/// Listens to the ends of transactions. Called once, when the library is loaded.
+pub fn init() {
+    // SAFETY: the callbacks are functions of this library, which is never unloaded.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_ends), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_ends), std::ptr::null_mut());
+    }
+}
+
+// Both callbacks store, and raise and allocate nothing: they run in commits and aborts.
+unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        XACT_EVENT_ABORT => go_back(0),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => UNDO.borrow_mut().clear(),
+        _ => {}
+    }
+}
+
+unsafe extern "C-unwind" fn subtransaction_ends(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _arg: *mut c_void,
+) {
+    use pg_sys::SubXactEvent::*;
+    if UNDO.borrow().is_empty() {
+        return;
+    }
+    // SAFETY: reads the state of the transaction, which is still the one that ends.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    match event {
+        SUBXACT_EVENT_ABORT_SUB => go_back(level),
+        SUBXACT_EVENT_COMMIT_SUB => {
+            let mut undo = UNDO.borrow_mut();
+            // What it has changed, the one around it has changed now.
+            if let Some((at, last)) = undo.pop_if(|(at, _)| *at >= level)
+                && undo.last().is_none_or(|(at, _)| *at < level - 1)
+            {
+                undo.push((at - 1, last));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What the session last acted for is what it was before the (sub)transaction of that level.
+fn go_back(level: c_int) {
+    let mut undo = UNDO.borrow_mut();
+    while let Some((_, last)) = undo.pop_if(|(at, _)| *at >= level) {
+        LAST.set(last);
+    }
+}
 
 /// Whether rows that a query reads now may stay in the portal that runs it.
 ///
@@ -164,7 +225,15 @@ pub fn act_for(new: TenantId, exempt: impl FnOnce() -> Result<bool>) -> Result<(
             return Err(Error::SwitchWithTable { table: name_of(table) });
         }
     }
-    LAST.set(Some(new));
+    if last != Some(new) {
+        // SAFETY: reads the state of the transaction.
+        let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+        let mut undo = UNDO.borrow_mut();
+        if undo.last().is_none_or(|(at, _)| *at < level) {
+            undo.push((level, last));
+        }
+        LAST.set(Some(new));
+    }
     Ok(())
 }
 
