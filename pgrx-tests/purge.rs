@@ -215,6 +215,15 @@ fn a_purge_that_is_called_again_spares_successors() {
     admin.run("SELECT tenant_create('cccccccc-0000-4000-8000-00000000000c', tenant_key => 1); INSERT INTO \"Keys\" VALUES (50, 1)");
     assert_eq!(office.fails(&purge()), "55000");
     admin.run("DELETE FROM tenant_rls.tenants WHERE tenant_key = 1; DELETE FROM \"Keys\" WHERE id = 50");
+    // One that is being created is waited for.
+    let mut creator = db.admin();
+    creator.run("BEGIN; SELECT tenant_create('cccccccc-0000-4000-8000-00000000000c', tenant_key => 1)");
+    let purging = thread::spawn(move || (office.attempt(&purge()), office));
+    waiting(&mut admin, 1);
+    creator.run("COMMIT");
+    let (state, mut office) = purging.join().expect("the purge ends");
+    assert_eq!(state.as_deref(), Some("55000"));
+    admin.run("DELETE FROM tenant_rls.tenants WHERE tenant_key = 1");
     admin.run(&format!("SELECT tenant_create('{A}'); INSERT INTO base VALUES (1, '{A}')"));
     assert_eq!(office.fails(&purge()), "55000");
     assert_eq!(rows(&mut admin, &["base"]), ["base 1 3"]);

@@ -222,8 +222,10 @@ impl Purge {
         Ok(())
     }
 
-    /// Rows of a successor look like those of the tenant that was erased.
+    /// Rows of a successor look like those of the tenant that was erased: none must come in this transaction.
     fn check_gone(&self) -> Result<()> {
+        static LOCK: CachedPlan = CachedPlan::new(c"LOCK TABLE tenant_rls.tenants IN SHARE MODE", &[]);
+        as_owner(|| LOCK.execute(&[]))?;
         registry::accept_invalidations();
         let successor = registry::tenant(self.id)?.is_some();
         let namesake = self.key.map(registry::tenant_of_key).transpose()?.flatten().is_some();
