@@ -30,6 +30,7 @@ mod reads;
 mod roles;
 mod shadow;
 mod stale;
+mod tickets;
 mod trees;
 mod upsert;
 mod world;
@@ -512,6 +513,7 @@ fn classes() -> Vec<(&'static str, Vec<Attack>)> {
         ("roles", roles::attacks()),
         ("shadow", shadow::attacks()),
         ("stale", stale::attacks()),
+        ("tickets", tickets::attacks()),
         ("trees", trees::attacks()),
         ("upsert", upsert::attacks()),
         ("writes", writes::attacks()),
@@ -559,7 +561,7 @@ mod suite {
 
     class_tests!(
         carry, channels, context, definer, foreign, guard, cves, inference, leaky, objects, own, plans,
-        quota, reads, roles, shadow, stale, trees, upsert, writes
+        quota, reads, roles, shadow, stale, tickets, trees, upsert, writes
     );
 }
 

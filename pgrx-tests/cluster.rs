@@ -66,6 +66,12 @@ impl Cluster {
         self.running.set(false);
     }
 
+    /// Stops it as a crash does: nothing is written that is not yet.
+    pub fn crash(&self) {
+        self.program("pg_ctl", &["-D", &self.data(), "-s", "-m", "immediate", "stop"]);
+        self.running.set(false);
+    }
+
     /// The directory with its programs.
     pub fn programs(&self) -> &str {
         &self.programs

@@ -15,6 +15,7 @@ const CHANNELS: &[(&str, &[&str])] = &[
             "EXPLAIN SELECT * FROM orders",
             "EXPLAIN (ANALYZE) SELECT * FROM orders WHERE id > 0",
             "DO $$ BEGIN EXECUTE 'EXPLAIN SELECT * FROM orders'; END $$",
+            "BEGIN; SET LOCAL debug_print_plan = on; SELECT * FROM orders; ROLLBACK",
         ],
     ),
     ("notify", &["LISTEN channel", "NOTIFY channel", "SELECT pg_notify('channel', 'text')"]),
@@ -89,6 +90,7 @@ fn each_channel_is_open_then_closed_then_open() {
         for (channel, statements) in CHANNELS {
             for sql in *statements {
                 assert_eq!(app.fails(sql), "42501", "{channel}: {sql}");
+                app.run("ROLLBACK");
             }
         }
         app.run("DO $$ BEGIN LOCK TABLE orders IN ROW EXCLUSIVE MODE; END $$; UNLISTEN *");

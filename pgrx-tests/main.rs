@@ -18,12 +18,14 @@ mod guard;
 mod invalidation;
 mod isolation;
 mod lockdown;
+mod owners;
 mod privileges;
 mod prove;
 mod purge;
 mod quota;
 mod registry;
 mod repair;
+mod signer;
 mod usage;
 
 /// What `cargo pgrx test` asks of a crate.

@@ -4,7 +4,7 @@ use std::thread;
 
 use postgres::Client;
 
-use crate::harness::{A, B, Db, Session, refuses, waiting};
+use crate::harness::{A, B, Db, Session, eventually, refuses, waiting};
 
 /// Marks A as deleted.
 fn delete(db: &Db) {
@@ -158,7 +158,95 @@ fn what_is_refused() {
     assert_eq!(db.connect(&db.app()).fails(&purge()), "42501");
     assert_eq!(rows(&mut db.admin(), &["plain"]), ["plain 3 3"]);
     office.run(&purge());
-    assert_eq!(office.fails(&purge()), "42704");
+}
+
+/// A writer that policies do not hold for and that began after the last look, before the tenant was gone, is waited
+/// for, and its rows go too. If that takes too long, the next call goes on there.
+#[test]
+fn an_insert_behind_the_last_look_does_not_survive() {
+    for interrupted in [false, true] {
+        let db = shop();
+        let mut admin = db.admin();
+        delete(&db);
+        // Between the last look and the end of the tenant.
+        let mut lock = db.admin();
+        lock.run(&format!("BEGIN; SELECT 1 FROM tenant_rls.overrides WHERE tenant_id = '{A}' FOR UPDATE"));
+        let mut office = operator(&db);
+        if interrupted {
+            office.run("SET lock_timeout = '2s'");
+        }
+        let purging = thread::spawn(move || (office.attempt(&purge()), office));
+        waiting(&mut admin, 1);
+        let mut writer = db.admin();
+        writer
+            .run(&format!("BEGIN; INSERT INTO base VALUES (99, '{A}'); INSERT INTO \"Keys\" VALUES (99, 1)"));
+        lock.run("COMMIT");
+        if interrupted {
+            let (state, mut office) = purging.join().expect("the purge ends");
+            assert_eq!(state.as_deref(), Some("55006"));
+            assert_eq!(
+                admin.rows(&format!("SELECT FROM tenant_rls.tenants WHERE tenant_id = '{A}'")).len(),
+                0
+            );
+            writer.run("COMMIT");
+            assert_eq!(rows(&mut admin, &["base", "\"Keys\""]), ["base 1 3", "\"Keys\" 1 3"]);
+            office.run(&purge());
+        } else {
+            eventually(
+                &mut admin,
+                &format!("SELECT NOT EXISTS (SELECT FROM tenant_rls.tenants WHERE tenant_id = '{A}')"),
+            );
+            waiting(&mut admin, 1);
+            writer.run("COMMIT");
+            assert_eq!(purging.join().expect("the purge ends").0, None);
+        }
+        assert_eq!(rows(&mut admin, &["base", "\"Keys\""]), ["base 0 3", "\"Keys\" 0 3"], "{interrupted}");
+    }
+}
+
+/// A purge that is called again after it has ended finds nothing, and takes no row of a new tenant of that id or key.
+#[test]
+fn a_purge_that_is_called_again_spares_successors() {
+    let db = shop();
+    delete(&db);
+    let (mut office, mut admin) = (operator(&db), db.admin());
+    office.run(&purge());
+    office.run(&purge());
+    admin.run("SELECT tenant_create('cccccccc-0000-4000-8000-00000000000c', tenant_key => 1); INSERT INTO \"Keys\" VALUES (50, 1)");
+    assert_eq!(office.fails(&purge()), "55000");
+    admin.run("DELETE FROM tenant_rls.tenants WHERE tenant_key = 1; DELETE FROM \"Keys\" WHERE id = 50");
+    // One that is being created is waited for.
+    let mut creator = db.admin();
+    creator.run("BEGIN; SELECT tenant_create('cccccccc-0000-4000-8000-00000000000c', tenant_key => 1)");
+    let purging = thread::spawn(move || (office.attempt(&purge()), office));
+    waiting(&mut admin, 1);
+    creator.run("COMMIT");
+    let (state, mut office) = purging.join().expect("the purge ends");
+    assert_eq!(state.as_deref(), Some("55000"));
+    admin.run("DELETE FROM tenant_rls.tenants WHERE tenant_key = 1");
+    admin.run(&format!("SELECT tenant_create('{A}'); INSERT INTO base VALUES (1, '{A}')"));
+    assert_eq!(office.fails(&purge()), "55000");
+    assert_eq!(rows(&mut admin, &["base"]), ["base 1 3"]);
+}
+
+/// Two tables of two owners, and a key between them without the tenant: with rows of the tenant behind it nobody can say
+/// whose rows refer to them.
+#[test]
+fn a_key_between_two_owners_must_carry_the_tenant() {
+    let db = Db::with_orders();
+    let owner = db.role_name("owner");
+    db.role(&owner, "LOGIN");
+    let mut admin = db.admin();
+    admin.run(&format!(
+        "CREATE TABLE items (id int PRIMARY KEY, tenant_id uuid NOT NULL, o int REFERENCES orders ON DELETE CASCADE);
+         SELECT tenant_protect('items'); INSERT INTO items VALUES (1, '{B}', 3); ALTER TABLE items OWNER TO {owner}"
+    ));
+    delete(&db);
+    assert_eq!(admin.fails(&purge()), "55000");
+    assert_eq!(rows(&mut admin, &["orders"]), ["orders 2 2"]);
+    admin.run(&format!("DELETE FROM orders WHERE tenant_id = '{A}'"));
+    admin.run(&purge());
+    assert_eq!(rows(&mut admin, &["orders", "items"]), ["orders 0 2", "items 0 1"]);
 }
 
 /// A procedure may call it, as long as it is not in a transaction block.

@@ -112,6 +112,17 @@ AS 'MODULE_PATHNAME', 'crossing_rows_wrapper';
 COMMENT ON FUNCTION tenant_rls.crossing_rows(oid) IS
 'for tenant_audit: rows that refer to a row of another tenant; NULL when the tables are large or have different owners';
 
+-- An expression of a table's owner that raises does not keep the rest of the audit from its readers.
+CREATE FUNCTION tenant_rls.audit_crossing(foreign_key oid) RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN tenant_rls.crossing_rows(foreign_key);
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tenant_rls.audit_crossing(oid) IS 'for tenant_audit: crossing_rows, or NULL when counting raises';
+
 CREATE FUNCTION @extschema@.tenant_audit()
 RETURNS TABLE (severity text, code text, object text, finding text, fix text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$

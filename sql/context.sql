@@ -49,10 +49,16 @@ AS 'MODULE_PATHNAME', 'grant_one_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_grant(regrole, uuid, boolean) IS
 'the role and its members may act for this tenant, and call the functions of applications';
 
+CREATE FUNCTION @extschema@.tenant_grant_ticket(role regrole) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'grant_every_by_ticket_wrapper';
+COMMENT ON FUNCTION @extschema@.tenant_grant_ticket(regrole) IS
+'as tenant_grant(role), but only with a ticket for the tenant: set_tenant and SET do not work. In the place of a grant without';
+
 CREATE FUNCTION @extschema@.tenant_revoke(role regrole) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'revoke_every_wrapper';
-COMMENT ON FUNCTION @extschema@.tenant_revoke(regrole) IS 'takes tenant_grant(role) back';
+COMMENT ON FUNCTION @extschema@.tenant_revoke(regrole) IS 'takes tenant_grant(role) or tenant_grant_ticket(role) back';
 
 CREATE FUNCTION @extschema@.tenant_revoke(role regrole, tenant uuid) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp

@@ -63,56 +63,49 @@ $$;
 COMMENT ON FUNCTION tenant_rls.purge_uncovered() IS
 'tables and materialized views that have a tenant column and are not protected';
 
--- The deleted rows of the tenant must take no row of another one along, and none may hold them. Comparisons of the
--- catalog and of index operator classes alone run here, no code of a user.
-CREATE FUNCTION tenant_rls.purge_crossing(tenant uuid) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    k record;
-    crosses boolean;
-BEGIN
-    FOR k IN
+-- The deleted rows of the tenant must take no row of another one along, and none may hold them. Here are the foreign
+-- keys by which they could, with a query that says whether they do, and one that says whether the tenant has rows to
+-- refer to at all. The planner evaluates expressions of the tables' owner for them, so they are run as that one.
+CREATE FUNCTION tenant_rls.purge_crossing(tenant uuid)
+RETURNS TABLE (constraint_name text, child text, parent text, parent_owner oid, one_owner boolean, crosses text, has_rows text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT
+        f.conname::text, k.child, k.parent, pc.relowner, pc.relowner = cc.relowner,
+        format('SELECT FROM %s AS p JOIN %s AS c ON %s WHERE p.%I OPERATOR(pg_catalog.=) %s%s LIMIT 1',
+            k.parent, k.child, k.joined, p.tenant_column, k.parent_value,
+            CASE WHEN c.relation IS NOT NULL THEN format(' AND c.%I OPERATOR(pg_catalog.<>) %s', c.tenant_column, k.child_value) END),
+        format('SELECT FROM %s AS p WHERE p.%I OPERATOR(pg_catalog.=) %s LIMIT 1', k.parent, p.tenant_column, k.parent_value)
+    FROM pg_constraint AS f
+    JOIN tenant_rls.protected_tables AS p ON p.relation = f.confrelid
+    JOIN pg_class AS pc ON pc.oid = f.confrelid
+    JOIN pg_class AS cc ON cc.oid = f.conrelid
+    LEFT JOIN tenant_rls.protected_tables AS c ON c.relation = f.conrelid
+    LEFT JOIN tenant_rls.tenants AS t ON t.tenant_id = purge_crossing.tenant
+    CROSS JOIN LATERAL (
         SELECT
-            f.conname, f.conrelid::regclass AS child, f.confrelid::regclass AS parent,
-            c.tenant_column AS child_column, p.tenant_column AS parent_column,
-            coalesce(c.key_type, p.key_type) AS child_type, p.key_type AS parent_type,
-            string_agg(
-                format('p.%I OPERATOR(%I.%s) c.%I', pa.attname, n.nspname, o.oprname, ca.attname), ' AND ') AS joined
-        FROM pg_constraint AS f
-        JOIN tenant_rls.protected_tables AS p ON p.relation = f.confrelid
-        LEFT JOIN tenant_rls.protected_tables AS c ON c.relation = f.conrelid
-        CROSS JOIN LATERAL unnest(f.conkey, f.confkey, f.conpfeqop) AS u (child, parent, operator)
+            f.conrelid::regclass::text AS child, f.confrelid::regclass::text AS parent,
+            string_agg(format('p.%I OPERATOR(%I.%s) c.%I', pa.attname, n.nspname, o.oprname, ca.attname), ' AND ') AS joined,
+            bool_or(ca.attname = c.tenant_column AND pa.attname = p.tenant_column) AS carries_tenant,
+            CASE p.key_type WHEN 'uuid' THEN format('%L::pg_catalog.uuid', purge_crossing.tenant)
+                ELSE format('%L::pg_catalog.int8', t.tenant_key) END AS parent_value,
+            CASE coalesce(c.key_type, p.key_type) WHEN 'uuid' THEN format('%L::pg_catalog.uuid', purge_crossing.tenant)
+                ELSE format('%L::pg_catalog.int8', t.tenant_key) END AS child_value
+        FROM unnest(f.conkey, f.confkey, f.conpfeqop) AS u (child, parent, operator)
         JOIN pg_attribute AS ca ON ca.attrelid = f.conrelid AND ca.attnum = u.child
         JOIN pg_attribute AS pa ON pa.attrelid = f.confrelid AND pa.attnum = u.parent
         JOIN pg_operator AS o ON o.oid = u.operator
         JOIN pg_namespace AS n ON n.oid = o.oprnamespace
-        WHERE f.contype = 'f' AND f.conparentid = 0
-        -- A table without a tenant column says by CASCADE, SET NULL or SET DEFAULT what becomes of its rows.
-        AND (c.relation IS NOT NULL OR f.confdeltype IN ('a', 'r'))
-        GROUP BY f.oid, f.conname, f.conrelid, f.confrelid, c.tenant_column, p.tenant_column, c.key_type, p.key_type
-        -- A key that carries the tenant cannot cross.
-        HAVING NOT coalesce(bool_or(ca.attname = c.tenant_column AND pa.attname = p.tenant_column), false)
-        ORDER BY f.conrelid, f.conname
-    LOOP
-        EXECUTE format(
-            'SELECT EXISTS (SELECT FROM %s AS p JOIN %s AS c ON %s WHERE p.%I = %s%s)',
-            k.parent, k.child, k.joined, k.parent_column,
-            CASE k.parent_type WHEN 'uuid' THEN '$1' ELSE '(SELECT t.tenant_key FROM tenant_rls.tenants AS t WHERE t.tenant_id = $1)' END,
-            CASE WHEN k.child_column IS NOT NULL THEN format(' AND c.%I <> %s', k.child_column,
-                CASE k.child_type WHEN 'uuid' THEN '$1' ELSE '(SELECT t.tenant_key FROM tenant_rls.tenants AS t WHERE t.tenant_id = $1)' END)
-            END)
-        INTO crosses USING tenant;
-        IF crosses THEN
-            RETURN format(
-                'Rows of table %s that do not belong to the tenant refer to its rows in table %s by foreign key "%s".',
-                k.child, k.parent, k.conname);
-        END IF;
-    END LOOP;
-    RETURN NULL;
-END
+    ) AS k
+    WHERE f.contype = 'f' AND f.conparentid = 0
+    -- A table without a tenant column says by CASCADE, SET NULL or SET DEFAULT what becomes of its rows. With another
+    -- owner the deletion itself finds rows that stand in its way.
+    AND (c.relation IS NOT NULL OR (f.confdeltype IN ('a', 'r') AND pc.relowner = cc.relowner))
+    -- A key that carries the tenant cannot cross.
+    AND k.carries_tenant IS NOT TRUE
+    ORDER BY f.conrelid, f.conname
 $$;
 COMMENT ON FUNCTION tenant_rls.purge_crossing(uuid) IS
-'the first foreign key by which rows of others refer to rows of the tenant, as a sentence; or NULL';
+'the foreign keys by which rows of others could refer to rows of the tenant, and queries that say whether they do';
 
 -- Of the tables of the extension itself those that name the tenant, whichever version has made them.
 CREATE FUNCTION tenant_rls.purge_registry(tenant uuid) RETURNS TABLE (relation text, deleted bigint)

@@ -47,6 +47,9 @@ pub fn held() -> Result<Option<Rc<Tenant>>> {
     }
     let value = setting::value();
     let Some(id) = value.tenant else { return Ok(None) };
+    if registry::in_restricted_operation() {
+        return Err(Error::Restricted);
+    }
     let role = registry::acting_role();
     if let Some(held) = &*HELD.borrow()
         && held.registry == registry::generation()
@@ -105,9 +108,12 @@ fn tenant_of_key(key: Option<i64>) -> Result<TenantId> {
     let key = key.ok_or(Error::Null("the tenant key"))?;
     registry::accept_invalidations();
     let role = registry::acting_role();
+    let rights = registry::rights(role)?;
     match registry::tenant_of_key(key)? {
         Some(id) => Ok(id),
-        None if registry::rights(role)?.every => Err(Error::UnknownKey(key)),
+        None if rights.every => Err(Error::UnknownKey(key)),
+        // As for a key that a tenant has.
+        None if rights.every_by_ticket => Err(Error::TicketRequired { role: registry::role_name(role) }),
         None => Err(Error::NotGranted { role: registry::role_name(role) }),
     }
 }

@@ -15,6 +15,8 @@ pub enum Error {
     NoTenant,
     /// The last attempt to set a tenant failed, and nothing was set since.
     FailedAttempt,
+    /// A tenant was asked for where code of a table's owner runs in the session of others.
+    Restricted,
     /// The tenant changed while a statement that had used the old one was open.
     ChangedInStatement,
     /// Another tenant was asked for while a statement that has used the old one is open.
@@ -137,6 +139,12 @@ impl Error {
                 "no tenant is set".into(),
                 "The last attempt to set a tenant failed, which leaves the session without one.".into(),
                 "Call set_tenant(tenant) with a tenant that the role may act for.".into(),
+            ),
+            Error::Restricted => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "no tenant holds within a security-restricted operation".into(),
+                "Code of a table's owner runs in it, whoever has begun it: by REFRESH MATERIALIZED VIEW, ANALYZE or CREATE INDEX, for instance.".into(),
+                "A materialized view over protected tables belongs to a role with BYPASSRLS, and is no place for rows of tenants.".into(),
             ),
             Error::ChangedInStatement => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -10,7 +10,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::backend::Backend;
-use crate::context::{carrier, marker, switch_log};
+use crate::context::{carrier, marker, setting, switch_log};
 use crate::isolation::guard::utility;
 use crate::isolation::{checks, lockdown, statement};
 use crate::tenant::TenantId;
@@ -57,6 +57,9 @@ unsafe extern "C-unwind" fn planner(
     }
     // SAFETY: as in `executor_start`; the plan is new, and nobody else has it yet.
     unsafe {
+        if pg_sys::Debug_print_plan {
+            check_printing();
+        }
         let plan = match PREVIOUS_PLANNER.get() {
             Some(previous) => previous(query, text, options, parameters),
             None => standard_planner(query, text, options, parameters),
@@ -66,6 +69,11 @@ unsafe extern "C-unwind" fn planner(
         }
         plan
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_printing() {
+    lockdown::check_printing();
 }
 
 #[pg_guard]
@@ -211,6 +219,7 @@ unsafe extern "C-unwind" fn note_carrier(query: *mut pg_sys::QueryDesc) {
 unsafe extern "C-unwind" fn emit_log(report: *mut pg_sys::ErrorData) {
     // SAFETY: the report is the server's.
     unsafe {
+        setting::hear_of_error(report);
         switch_log::tag(report);
         if let Some(previous) = PREVIOUS_LOG.get() {
             previous(report);

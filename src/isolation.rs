@@ -277,7 +277,8 @@ fn protect_columns(
 ) -> Result<()> {
     let quoted = quote_ident(column);
     if members.iter().any(|(_, found)| !found.not_null) {
-        execute_text(&format!("ALTER TABLE {} ALTER COLUMN {quoted} SET NOT NULL", root.qualified));
+        let one_owner = members.iter().all(|(member, _)| member.owner == root.owner);
+        set_not_null(root, &quoted, one_owner);
         say!("column \"{column}\" of table \"{}\" is NOT NULL now", root.display);
     }
     let schema = quote_ident(&registry::extension_schema()?);
@@ -298,6 +299,17 @@ fn protect_columns(
         }
     }
     Ok(())
+}
+
+/// As the owner, who may be another one than the caller: the server evaluates the conditions of the table's
+/// constraints, to see whether one says it already.
+fn set_not_null(table: &Table, column: &str, as_owner: bool) {
+    let statement = format!("ALTER TABLE {} ALTER COLUMN {column} SET NOT NULL", table.qualified);
+    if as_owner {
+        as_table_owner(table.owner, || execute_text(&statement));
+    } else {
+        execute_text(&statement);
+    }
 }
 
 fn protect_one(table: &Table, name: &str, column: &Column, force: bool, undo: &mut Undo) -> Result<()> {
@@ -515,6 +527,17 @@ fn lone_indexes(relation: pg_sys::Oid) -> Vec<String> {
     indexes
 }
 
+/// Whether the index of that name is the table's: another one may have the name by now.
+fn is_index_of(relation: pg_sys::Oid, index: &str) -> bool {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT true FROM pg_catalog.pg_index AS i \
+          WHERE i.indrelid OPERATOR(pg_catalog.=) $1 \
+          AND i.indexrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($2)::pg_catalog.oid",
+        &[pg_sys::OIDOID, pg_sys::TEXTOID],
+    );
+    SELECT.execute(&[relation.into_datum(), index.into_datum()]) > 0
+}
+
 /// The name of a complete index whose first column is the tenant.
 fn tenant_index(relation: pg_sys::Oid, column: i16) -> Option<String> {
     static SELECT: CachedPlan = CachedPlan::new(
@@ -630,8 +653,8 @@ fn unprotect_one(table: &Table) -> Result<()> {
     if undo.enabled {
         execute_text(&format!("ALTER TABLE {name} DISABLE ROW LEVEL SECURITY"));
     }
-    if let Some(index) = &undo.index {
-        execute_text(&format!("DROP INDEX IF EXISTS {index}"));
+    if let Some(index) = undo.index.as_ref().filter(|index| is_index_of(table.oid, index)) {
+        execute_text(&format!("DROP INDEX {index}"));
     }
     // Those of a table that has left its tree are its own again.
     let lone = lone_indexes(table.oid);
@@ -652,7 +675,7 @@ fn unprotect_one(table: &Table) -> Result<()> {
             execute_text(&format!("ALTER TABLE {name} ALTER COLUMN {column} DROP NOT NULL"));
         } else if !undo.not_null && !inherits {
             // The parent's DROP NOT NULL has reached it.
-            execute_text(&format!("ALTER TABLE {name} ALTER COLUMN {column} SET NOT NULL"));
+            set_not_null(table, &column, true);
         }
     }
     Ok(())

@@ -46,6 +46,7 @@ pub extern "C-unwind" fn _PG_init() {
     gucs::init();
     registry::catalog::init();
     hooks::init();
+    context::carrier::init();
     context::ticket::init();
     context::setting::init();
 }

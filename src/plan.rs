@@ -274,16 +274,63 @@ pub fn as_owner<T>(f: impl FnOnce() -> T) -> Result<T> {
     Ok(value)
 }
 
+/// Settings that code of others may change, until dropped. After an error the end of the (sub)transaction restores
+/// them.
+struct Settings(c_int);
+
+impl Settings {
+    /// As the server does for commands that run code of a table's owner: names mean what they mean in pg_catalog,
+    /// or else in `schema` (quoted, or empty).
+    fn open(schema: &str) -> Settings {
+        let schema = if schema.is_empty() { String::new() } else { format!("{schema}, ") };
+        let Ok(path) = CString::new(format!("pg_catalog, {schema}pg_temp")) else {
+            pgrx::error!("the name of a schema holds a zero byte");
+        };
+        // SAFETY: `drop` closes the level; both strings outlive the call, which copies them.
+        unsafe {
+            let level = pg_sys::NewGUCNestLevel();
+            pg_sys::set_config_option(
+                c"search_path".as_ptr(),
+                path.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+            Settings(level)
+        }
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        // SAFETY: the level that `open` began; false takes back what was set in it.
+        unsafe { pg_sys::AtEOXact_GUC(false, self.0) };
+    }
+}
+
 /// Runs `f` with the rights of the owner of a user's table, with its policies off, as foreign key checks do.
-/// Expressions that the table's owner wrote never run with more than the owner's rights.
+///
+/// Expressions that the table's owner wrote run in it, whoever has called: never with more than the owner's
+/// rights, for no tenant ([`registry::acting_role`]), and what they set goes back with them.
 pub fn as_table_owner<T>(owner: pg_sys::Oid, f: impl FnOnce() -> T) -> T {
+    as_table_owner_in(owner, "", f)
+}
+
+/// As [`as_table_owner`], for statements that fire triggers: they find what lies in `schema` (quoted) without naming
+/// it.
+pub fn as_table_owner_in<T>(owner: pg_sys::Oid, schema: &str, f: impl FnOnce() -> T) -> T {
     let rights = Rights::take(
         owner,
         pg_sys::SECURITY_LOCAL_USERID_CHANGE
             | pg_sys::SECURITY_NOFORCE_RLS
             | pg_sys::SECURITY_RESTRICTED_OPERATION,
     );
+    let settings = Settings::open(schema);
     let value = f();
+    drop(settings);
     drop(rights);
     value
 }

@@ -5,11 +5,13 @@
 //! First everything that would keep the tenant from being erased as a whole is looked for; what is found raises, and
 //! nothing has been erased. Then the tables are emptied, those that refer to others first, a batch a transaction.
 //! Then the transactions that have written to these tables are waited for, and the tables emptied of what those
-//! have left. Last, in one transaction, it is looked again, and the tenant itself goes with its usage, limits and
-//! grants.
+//! have left. Then, in one transaction, it is looked again, and the tenant itself goes with its usage, limits and
+//! grants. Last, those that policies do not hold for and that began to write before the tenant was gone are waited
+//! for once more, and what they have left goes too.
 //!
 //! Every transaction begins with the fence: it waits for writers of the tenant, and for another purge of it.
-//! Rows are deleted with the rights of the table's owner, as by foreign keys, so triggers of users get no more.
+//! Rows are read and deleted with the rights of the table's owner, as by foreign keys, so what users have made (triggers,
+//! conditions of indexes) gets no more.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +21,9 @@ use pgrx::{JsonB, Uuid, pg_sys};
 use crate::context::fence;
 use crate::error::{Error, Result, or_raise};
 use crate::isolation::policy::quote_ident;
-use crate::isolation::rows;
+use crate::isolation::rows::{self, Name};
 use crate::isolation::table::{self, Table};
-use crate::plan::{CachedPlan, as_owner, as_table_owner, execute_text, run_text};
+use crate::plan::{CachedPlan, as_owner, as_table_owner, as_table_owner_in, execute_text, run_text};
 use crate::registry::{self, FUNCTION_INFO};
 use crate::tenant::{Status, TenantId};
 
@@ -31,8 +33,9 @@ const MOST_PASSES: usize = 4;
 /// The deleted tenant.
 struct Purge {
     id: TenantId,
-    /// Tells it from a successor of the same id.
-    created_at: i64,
+    key: Option<i64>,
+    /// Tells it from a successor of the same id; `None` when the registry no longer knows it.
+    created_at: Option<i64>,
     batch_size: i64,
     /// Rows erased so far, by table.
     erased: BTreeMap<String, i64>,
@@ -90,8 +93,11 @@ fn run(tenant: Option<Uuid>, batch_size: Option<i32>, atomic: bool) -> Result<()
         return Err(Error::InTransactionBlock { what: "CALL tenant_purge" });
     }
     let id = TenantId::from_bytes(*tenant.as_bytes());
-    let created_at = deleted_tenant(id)?;
-    let mut purge = Purge { id, created_at, batch_size, erased: BTreeMap::new() };
+    let (key, created_at) = match deleted_tenant(id) {
+        Err(Error::UnknownTenant(_)) => (key_of_purged(id)?, None),
+        tenant => tenant.map(|(key, created_at)| (key, Some(created_at)))?,
+    };
+    let mut purge = Purge { id, key, created_at, batch_size, erased: BTreeMap::new() };
     // SAFETY: the call allows commits. Paired with the finish below; after an error the end of the transaction
     // closes the connection.
     unsafe {
@@ -103,18 +109,31 @@ fn run(tenant: Option<Uuid>, batch_size: Option<i32>, atomic: bool) -> Result<()
     Ok(())
 }
 
-/// When the tenant, which must be deleted, was registered.
-fn deleted_tenant(id: TenantId) -> Result<i64> {
+/// Key of the tenant, which must be deleted, and when it was registered.
+fn deleted_tenant(id: TenantId) -> Result<(Option<i64>, i64)> {
     registry::accept_invalidations();
     let tenant = registry::tenant(id)?.ok_or(Error::UnknownTenant(id))?;
     match tenant.status {
-        Status::Deleted => Ok(tenant.created_at),
+        Status::Deleted => Ok((tenant.key, tenant.created_at)),
         status => Err(Error::WrongStatus {
             tenant: id,
             status: status.as_str(),
             hint: "Call tenant_delete(tenant) first, and commit.",
         }),
     }
+}
+
+/// Key of a tenant that a purge has erased; it may have been interrupted before its last look at the tables.
+fn key_of_purged(id: TenantId) -> Result<Option<i64>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT (c.old_row OPERATOR(pg_catalog.->>) 'tenant_key')::pg_catalog.int8 FROM tenant_rls.changes AS c \
+          WHERE c.relation OPERATOR(pg_catalog.=) 'tenants' AND c.command OPERATOR(pg_catalog.=) 'PURGE' \
+          AND c.old_row OPERATOR(pg_catalog.->>) 'tenant_id' OPERATOR(pg_catalog.=) $1 \
+          ORDER BY c.change_id DESC LIMIT 1",
+        &[pg_sys::TEXTOID],
+    );
+    as_owner(|| SELECT.first(&[id.to_string().into_datum()], |row| row.get::<i64>(1)))?
+        .ok_or(Error::UnknownTenant(id))
 }
 
 /// Ends the transaction and begins the next.
@@ -129,29 +148,61 @@ fn commit() {
 impl Purge {
     fn erase(&mut self) -> Result<()> {
         self.begin()?;
-        self.check_covered(false)?;
+        if self.created_at.is_some() {
+            self.check_covered(false)?;
+        }
         let steps = self.steps()?;
         for part in steps.iter().flat_map(|step| &step.parts) {
             self.count(part);
         }
         commit();
+        if self.created_at.is_some() {
+            self.empty(&steps)?;
+            self.finish(&steps)?;
+            commit();
+            self.created_at = None;
+            self.erased.clear();
+        }
+        self.sweep(&steps)
+    }
+
+    /// Empties the tables, waits for those that may have written meanwhile, and empties them again.
+    fn empty(&mut self, steps: &[Step]) -> Result<()> {
         for pass in 0..MOST_PASSES {
-            let mut deleted = 0;
-            for step in &steps {
-                deleted += if step.together { self.empty_together(step)? } else { self.empty_parts(step)? };
-            }
             // Those that come after the first pass are as empty as what was waited for has left them.
-            if pass > 0 && deleted == 0 {
+            if self.pass(steps)? == 0 && pass > 0 {
                 break;
             }
             if pass == 0 {
-                self.wait(&steps)?;
+                self.wait(steps)?;
             }
         }
-        self.finish(&steps)
+        Ok(())
     }
 
-    /// The fence, and deferred checks at once: later they would run with the rights of the caller.
+    /// One pass over all tables; how many rows were there.
+    fn pass(&mut self, steps: &[Step]) -> Result<i64> {
+        let mut deleted = 0;
+        for step in steps {
+            deleted += if step.together { self.empty_together(step)? } else { self.empty_parts(step)? };
+        }
+        Ok(deleted)
+    }
+
+    /// What was written, past the fence, between the last look and the end of the tenant.
+    fn sweep(&mut self, steps: &[Step]) -> Result<()> {
+        self.wait(steps)?;
+        if self.pass(steps)? == 0 {
+            return Ok(());
+        }
+        self.pass(steps)?;
+        self.begin()?;
+        self.check_empty(steps)?;
+        self.record(&self.erased)
+    }
+
+    /// The fence; the tenant must be the one that it was; and deferred checks at once, as the server refuses to defer
+    /// what the owner of a table has written.
     fn begin(&self) -> Result<()> {
         const HINT: &str = "End them and call again, with another lock_timeout if need be. What was erased so far stays erased.";
         // SAFETY: reads a setting.
@@ -160,10 +211,30 @@ impl Purge {
             Error::StillWriting { tenant, waited, .. } => Error::StillWriting { tenant, waited, hint: HINT },
             error => error,
         })?;
-        if deleted_tenant(self.id)? != self.created_at {
-            return Err(Error::Reborn(self.id));
+        match self.created_at {
+            None => self.check_gone()?,
+            Some(created_at) if deleted_tenant(self.id)?.1 != created_at => {
+                return Err(Error::Reborn(self.id));
+            }
+            Some(_) => {}
         }
         execute_text("SET CONSTRAINTS ALL IMMEDIATE");
+        Ok(())
+    }
+
+    /// Rows of a successor look like those of the tenant that was erased: none must come in this transaction.
+    fn check_gone(&self) -> Result<()> {
+        static LOCK: CachedPlan = CachedPlan::new(c"LOCK TABLE tenant_rls.tenants IN SHARE MODE", &[]);
+        as_owner(|| LOCK.execute(&[]))?;
+        registry::accept_invalidations();
+        let successor = registry::tenant(self.id)?.is_some();
+        let namesake = self.key.map(registry::tenant_of_key).transpose()?.flatten().is_some();
+        if successor || namesake {
+            return Err(self.obstacle(
+                "It was erased, and its id or key belongs to a new tenant by now.".into(),
+                "Rows that were written while it was erased cannot be told from those of the new tenant.",
+            ));
+        }
         Ok(())
     }
 
@@ -194,8 +265,6 @@ impl Purge {
             c"SELECT u.relation, u.tenant_column, u.key_type, u.stored FROM tenant_rls.purge_uncovered() AS u",
             &[],
         );
-        static CROSSING: CachedPlan =
-            CachedPlan::new(c"SELECT tenant_rls.purge_crossing($1)", &[pg_sys::UUIDOID]);
         let mut uncovered = Vec::new();
         as_owner(|| {
             UNCOVERED.run(&[], |row| {
@@ -224,11 +293,48 @@ impl Purge {
                 ));
             }
         }
+        self.check_crossing()
+    }
+
+    /// Refuses when a row of another tenant, or of none, refers to one of the tenant's.
+    fn check_crossing(&self) -> Result<()> {
+        static CROSSING: CachedPlan = CachedPlan::new(
+            c"SELECT c.constraint_name, c.child, c.parent, c.parent_owner, c.one_owner, c.crosses, c.has_rows \
+              FROM tenant_rls.purge_crossing($1) AS c",
+            &[pg_sys::UUIDOID],
+        );
         let id = Uuid::from_bytes(*self.id.as_bytes());
-        match as_owner(|| CROSSING.first(&[id.into_datum()], |row| row.get::<String>(1)))?.flatten() {
-            Some(why) => Err(self.obstacle(why, "Delete or change these rows, then call again.")),
-            None => Ok(()),
+        let mut keys = Vec::new();
+        as_owner(|| {
+            CROSSING.run(&[id.into_datum()], |row| {
+                let text = |column| row.get::<String>(column).unwrap_or_default();
+                let names = [text(1), text(2), text(3)];
+                let owner = row.get::<pg_sys::Oid>(4).unwrap_or(pg_sys::InvalidOid);
+                keys.push((names, owner, row.get::<bool>(5).unwrap_or(false), text(6), text(7)));
+            });
+        })?;
+        for ([name, child, parent], owner, one_owner, crosses, has_rows) in keys {
+            let query = if one_owner { crosses } else { has_rows };
+            if as_table_owner(owner, || execute_text(&query)) == 0 {
+                continue;
+            }
+            return Err(if one_owner {
+                self.obstacle(
+                    format!(
+                        "Rows of table {child} that do not belong to the tenant refer to its rows in table {parent} by foreign key \"{name}\"."
+                    ),
+                    "Delete or change these rows, then call again.",
+                )
+            } else {
+                self.obstacle(
+                    format!(
+                        "Table {child} refers to table {parent}, which has another owner, by foreign key \"{name}\" without the tenant: nobody may look which rows do."
+                    ),
+                    "Let the key carry the tenant (tenant_repair), or give both tables one owner, then call again.",
+                )
+            });
         }
+        Ok(())
     }
 
     /// Whether a relation that is not protected has rows of the tenant; read with the rights of its owner.
@@ -267,7 +373,8 @@ impl Purge {
         let mut steps: BTreeMap<i64, Step> = BTreeMap::new();
         for (number, root, together) in roots {
             let Some(protected) = table::protected(root)? else { continue };
-            let Some(condition) = rows::belongs_to(self.id, &protected)? else { continue };
+            let Some(name) = Name::in_column(self.id, self.key, protected.key) else { continue };
+            let condition = rows::named(name, &protected);
             let step = steps.entry(number).or_insert_with(|| Step { parts: Vec::new(), together });
             for member in table::tree(root) {
                 let table = table::find(member)?;
@@ -325,7 +432,7 @@ impl Purge {
     }
 
     fn delete_batch(&self, part: &Part) -> i64 {
-        let Part { table: Table { qualified, owner, kind, .. }, condition } = part;
+        let Part { table: Table { qualified, schema, owner, kind, .. }, condition } = part;
         let sql = if *kind == 'f' {
             format!("DELETE FROM ONLY {qualified} AS t WHERE {condition}")
         } else {
@@ -335,7 +442,7 @@ impl Purge {
                 self.batch_size
             )
         };
-        as_table_owner(*owner, || execute_text(&sql)) as i64
+        as_table_owner_in(*owner, schema, || execute_text(&sql)) as i64
     }
 
     /// Empties tables that refer to each other, or to themselves: the checks come when all rows are gone.
@@ -356,7 +463,8 @@ impl Purge {
             (0..deletes.len()).map(|number| format!("(SELECT pg_catalog.count(*) FROM d{number})")).collect();
         let sql = format!("WITH {} SELECT {}", deletes.join(", "), counts.join(", "));
         let mut rows = Vec::new();
-        as_table_owner(step.parts[0].table.owner, || {
+        let Table { owner, schema, .. } = &step.parts[0].table;
+        as_table_owner_in(*owner, schema, || {
             run_text(&sql, &[], &[], |row| {
                 rows.extend(
                     (1..=counts.len() as i32).map(|column| row.get::<i64>(column).unwrap_or_default()),
@@ -376,13 +484,21 @@ impl Purge {
             c"SELECT r.relation, r.deleted FROM tenant_rls.purge_registry($1) AS r",
             &[pg_sys::UUIDOID],
         );
-        static RECORD: CachedPlan = CachedPlan::new(
-            c"INSERT INTO tenant_rls.changes (acting_as, relation, command, old_row) \
-              VALUES ($1, 'tenants', 'PURGE', $2)",
-            &[pg_sys::TEXTOID, pg_sys::JSONBOID],
-        );
         self.begin()?;
         self.check_covered(true)?;
+        self.check_empty(steps)?;
+        let id = Uuid::from_bytes(*self.id.as_bytes());
+        let mut erased = self.erased.clone();
+        as_owner(|| {
+            REGISTRY.run(&[id.into_datum()], |row| {
+                let table = format!("tenant_rls.{}", row.get::<String>(1).unwrap_or_default());
+                erased.insert(table, row.get(2).unwrap_or_default());
+            });
+        })?;
+        self.record(&erased)
+    }
+
+    fn check_empty(&self, steps: &[Step]) -> Result<()> {
         for part in steps.iter().flat_map(|step| &step.parts) {
             let rows = self.count(part);
             if rows > 0 {
@@ -392,18 +508,22 @@ impl Purge {
                 ));
             }
         }
-        let id = Uuid::from_bytes(*self.id.as_bytes());
-        let mut erased = self.erased.clone();
-        as_owner(|| {
-            REGISTRY.run(&[id.into_datum()], |row| {
-                let table = format!("tenant_rls.{}", row.get::<String>(1).unwrap_or_default());
-                erased.insert(table, row.get(2).unwrap_or_default());
-            });
-        })?;
-        for (table, rows) in &erased {
+        Ok(())
+    }
+
+    /// Says what was erased, to the caller and in the record of changes.
+    fn record(&self, erased: &BTreeMap<String, i64>) -> Result<()> {
+        static RECORD: CachedPlan = CachedPlan::new(
+            c"INSERT INTO tenant_rls.changes (acting_as, relation, command, old_row) \
+              VALUES ($1, 'tenants', 'PURGE', $2)",
+            &[pg_sys::TEXTOID, pg_sys::JSONBOID],
+        );
+        for (table, rows) in erased {
             pgrx::notice!("table {table}: {rows} rows erased");
         }
-        let record = serde_json::json!({ "tenant_id": self.id.to_string(), "erased": erased });
+        let record = serde_json::json!({
+            "tenant_id": self.id.to_string(), "tenant_key": self.key, "erased": erased,
+        });
         let role = registry::role_name(registry::acting_role());
         as_owner(|| RECORD.execute(&[role.into_datum(), JsonB(record).into_datum()]))?;
         Ok(())

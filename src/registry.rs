@@ -37,8 +37,8 @@ use crate::quota::period::{self, Billing, Change};
 use crate::tenant::{Status, TenantId};
 use catalog::{Catalog, catalog};
 pub use catalog::{
-    FUNCTION_INFO, accept_invalidations, acting_role, current_role, extension_schema, generation, installed,
-    owner, roles_generation,
+    FUNCTION_INFO, accept_invalidations, acting_role, current_role, extension_schema, generation,
+    in_restricted_operation, installed, owner, roles_generation,
 };
 pub use limits::{Kind, Quota, Source, limited_resources, no_quota, quota, resource};
 use limits::{PlanLimits, Resource};

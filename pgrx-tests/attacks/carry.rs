@@ -159,6 +159,18 @@ fn sessions() -> Vec<Attack> {
             ],
         ),
         from_b(
+            "a temporary table that was dropped and comes back",
+            "safe switch",
+            vec![
+                ok("CREATE TEMPORARY TABLE kept AS SELECT 'mine' AS note"),
+                ok("DO $$ BEGIN INSERT INTO kept SELECT note FROM orders; END $$"),
+                ok("BEGIN; DROP TABLE kept; SET app.current_tenant = '{A}'; ROLLBACK"),
+                no("55000", "SET app.current_tenant = '{A}'"),
+                ok("DROP TABLE kept; SET app.current_tenant = '{A}'"),
+                ok("SELECT note FROM orders"),
+            ],
+        ),
+        from_b(
             "a cursor with hold",
             "safe switch",
             vec![

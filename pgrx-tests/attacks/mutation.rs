@@ -1,5 +1,5 @@
 //! Guards taken out: with each of them gone, attacks succeed. Those that are parts of the source are patches of
-//! scripts/mutate-attacks.
+//! scripts/mutations.txt.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::world::Worlds;
 use super::{Attack, Copies, classes, try_attack};
+use crate::harness::{Db, Session};
 
 /// Runs for every protected table, or every one that the condition selects.
 macro_rules! tables {
@@ -86,13 +87,91 @@ const GUARDS: &[(&str, &str, &str)] = &[
     ("names of resources are taken as they come", "unknown resource", "SELECT tenant_resource_define('Calls', 'counter', 'call', 'year'), tenant_resource_define('calls ', 'counter', 'call', 'year'), tenant_resource_define('nothing', 'counter', 'call', 'year')"),
 ];
 
+/// What is no guard of the extension: privileges of the server, and what applications have made with care.
+const NOT_OURS: [&str; 5] = [
+    "the app is a superuser",
+    "the app may do what the owner may",
+    "the app may create objects",
+    "a definer function of the tables has no search_path",
+    "foreign keys do not name the tenant",
+];
+
+/// A guard that can be taken out, and how.
+struct Mutation {
+    name: String,
+    /// The attacks that say that they meet one of these are tried.
+    meets: Vec<String>,
+    /// What is out of the library (scripts/mutations.txt).
+    without: String,
+    /// What is run in the database that is attacked.
+    statements: String,
+    /// What a superuser runs when it is over.
+    after: String,
+}
+
+impl Mutation {
+    fn of_the_database((name, meets, statements): &(&str, &str, &str)) -> Mutation {
+        let fields = [name, meets, "", statements, ""].map(String::from);
+        Mutation::new(&fields)
+    }
+
+    /// A line of `scripts/mutations.py list`; nothing for one that only tests notice.
+    fn of_the_source(line: &str) -> Option<Mutation> {
+        let fields: Vec<String> = line.split('\x1f').map(String::from).collect();
+        (!fields[1].is_empty()).then(|| Mutation::new(&fields))
+    }
+
+    fn new(fields: &[String]) -> Mutation {
+        let [name, meets, without, statements, after, ..] = fields else { panic!("{fields:?}") };
+        Mutation {
+            name: name.clone(),
+            meets: meets.split(',').map(|label| label.trim().to_string()).collect(),
+            without: without.clone(),
+            statements: statements.clone(),
+            after: after.clone(),
+        }
+    }
+
+    /// Nothing is out: what is red now is broken anyway.
+    fn nothing(attacks: &[Attack]) -> Mutation {
+        let labels: BTreeSet<&str> = attacks.iter().map(|attack| attack.guard).collect();
+        let labels: Vec<&str> = labels.into_iter().collect();
+        Mutation::new(&["nothing", &labels.join(","), "", "", ""].map(String::from))
+    }
+
+    /// The attacks of these that notice it.
+    fn noticed(&self, attacks: &[&Attack]) -> BTreeSet<&'static str> {
+        let server = Db::without_extension();
+        take_out(&server, &self.without);
+        let worlds = Worlds::new(&self.statements);
+        let red = red(attacks, &worlds);
+        let mut admin = worlds.with_b.admin();
+        self.after.split(';').filter(|sql| !sql.trim().is_empty()).for_each(|sql| admin.run(sql));
+        take_out(&server, "");
+        red
+    }
+}
+
+/// Tells the library, which scripts/mutate-attacks has built, what to do without.
+fn take_out(server: &Db, without: &str) {
+    let mut admin = server.admin();
+    if admin.one("SELECT current_setting('tenant_rls.without', true) IS NULL") {
+        assert_eq!(without, "", "this library has no mutations");
+        return;
+    }
+    admin.run(&format!("ALTER SYSTEM SET tenant_rls.without = '{without}'"));
+    admin.run("SELECT pg_reload_conf()");
+    while server.admin().one::<String>("SHOW tenant_rls.without") != without {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Prints which attacks notice which guard. `make attacks-mutation` calls it with a file to report to; without one
 /// it makes sure that the guards can be taken out at all, and that the first one is noticed.
 #[test]
 fn guards() {
-    let report = std::env::var_os("TENANT_RLS_MUTATION_REPORT");
     let attacks: Vec<Attack> = classes().into_iter().flat_map(|(_, attacks)| attacks).collect();
-    if report.is_none() {
+    let Some(report) = std::env::var_os("TENANT_RLS_MUTATION_REPORT") else {
         let worlds = Worlds::new(GUARDS[0].2);
         let noticed = attacks
             .iter()
@@ -100,36 +179,45 @@ fn guards() {
             .all(|attack| !try_attack(attack, &mut Copies::of(&worlds)).is_empty());
         assert!(noticed, "a world without row security looks as one with it");
         return;
-    }
-    let mut file = std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(report.unwrap_or_default())
-        .expect("the report");
+    };
+    let mut report = std::fs::OpenOptions::new().append(true).create(true).open(report).expect("the report");
+    let mut line = |text: String| writeln!(report, "{text}").expect("the report");
     for attack in &attacks {
         let kind = if attack.leak.is_some() { "leak" } else { "attack" };
-        writeln!(file, "{kind}\t{}\t{}", attack.name, attack.guard).expect("the report");
+        line(format!("{kind}\t{}\t{}", attack.name, attack.guard));
     }
-    for (guard, met, statements) in GUARDS {
-        let tried: Vec<&Attack> =
-            attacks.iter().filter(|attack| met.split(',').any(|met| met == attack.guard)).collect();
-        let red = noticed(&tried, statements);
+    let source =
+        std::env::var("TENANT_RLS_MUTATIONS").map(|path| std::fs::read_to_string(path).expect("a list"));
+    let source = source.unwrap_or_default();
+    let only = std::env::var("TENANT_RLS_MUTATION_ONLY").unwrap_or_default();
+    let mutations = std::iter::once(Mutation::nothing(&attacks))
+        .chain(GUARDS.iter().map(Mutation::of_the_database))
+        .chain(source.lines().filter_map(Mutation::of_the_source));
+    for mutation in mutations.filter(|mutation| mutation.name.contains(&only)) {
+        let unknown =
+            mutation.meets.iter().find(|label| attacks.iter().all(|attack| attack.guard != **label));
+        assert_eq!(unknown, None, "{}: no attack meets this", mutation.name);
+        let tried: Vec<&Attack> = attacks
+            .iter()
+            .filter(|attack| mutation.meets.iter().any(|label| label == attack.guard))
+            .collect();
+        let red = mutation.noticed(&tried);
         for name in &red {
-            writeln!(file, "red\t{guard}\t{name}").expect("the report");
+            line(format!("red\t{}\t{name}", mutation.name));
         }
-        writeln!(file, "guard\t{guard}\t{}\t{}", red.len(), tried.len()).expect("the report");
+        let kind = if NOT_OURS.contains(&mutation.name.as_str()) { "server" } else { "guard" };
+        line(format!("{kind}\t{}\t{}\t{}", mutation.name, red.len(), tried.len()));
     }
 }
 
-/// The attacks that notice that these statements have been run.
-fn noticed(attacks: &[&Attack], statements: &str) -> BTreeSet<&'static str> {
-    let worlds = Worlds::new(statements);
+/// The attacks that notice that a guard is gone from these worlds.
+fn red(attacks: &[&Attack], worlds: &Worlds) -> BTreeSet<&'static str> {
     let next = AtomicUsize::new(0);
     let red = Mutex::new(BTreeSet::new());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let mut copies = Copies::of(&worlds);
+                let mut copies = Copies::of(worlds);
                 while let Some(attack) = attacks.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if !try_attack(attack, &mut copies).is_empty() {
                         red.lock().unwrap().insert(attack.name);

@@ -6,6 +6,7 @@
 use std::sync::OnceLock;
 
 use crate::harness::{A, B, Db, Session};
+use crate::signer;
 
 /// In every text of B.
 pub const CANARY: &str = "canary-b";
@@ -19,8 +20,9 @@ const D: &str = "dddddddd-0000-4000-8000-00000000000d";
 /// The roles: their names, and who they are.
 ///
 /// `app` acts for A and is the attacker unless an attack says otherwise; `shared` is the pool's role, which acts for
-/// every tenant; `b` acts for B; `owner` owns the tables; `operator` runs the registry; `stranger` may do nothing.
-pub const ROLES: [&str; 6] = ["app", "shared", "b", "owner", "operator", "stranger"];
+/// every tenant, `pool` does so with tickets alone; `b` acts for B; `owner` owns the tables; `operator` runs the
+/// registry; `stranger` may do nothing.
+pub const ROLES: [&str; 7] = ["app", "shared", "pool", "b", "owner", "operator", "stranger"];
 
 /// A pair of worlds.
 pub struct Worlds {
@@ -61,8 +63,114 @@ pub fn fill(sql: &str, db: &Db) -> String {
     for role in ROLES {
         filled = filled.replace(&format!("{{{role}}}"), &db.role_name(role));
     }
+    while let Some((before, (name, after))) =
+        filled.split_once("{ticket ").and_then(|(a, b)| Some((a, b.split_once('}')?)))
+    {
+        filled = format!("{before}{}{after}", ticket(name));
+    }
+    filled = filled.replace("{public key}", &signer::public_key_sql()).replace("{secret}", signer::SECRET);
     filled = filled.replace("{db}", db.name()).replace("{own}", &format!("own_{}", db.name()));
     if filled.contains("{MB}") { filled.replace("{MB}", &"x".repeat(1 << 20)) } else { filled }
+}
+
+/// Tickets by the name that attacks call them by. Signed by `hs` (a secret) unless they say otherwise, for B, and good for
+/// ten minutes.
+fn ticket(name: &str) -> String {
+    const MINUTES: i64 = 600;
+    let header = |alg: &str, kid: &str| format!(r#"{{"alg":"{alg}","kid":"{kid}"}}"#);
+    let hs = |header: &str, claims: &str| signer::hs256(signer::SECRET.as_bytes(), header, claims);
+    let of_b = |more: &str| signer::claims(B, MINUTES, more);
+    let good = |claims: &str| hs(&header("HS256", "hs"), claims);
+    let with_header = |more: &str| hs(&format!(r#"{{"alg":"HS256","kid":"hs"{more}}}"#), &of_b(""));
+    // `seconds:TENANT:SECONDS`, `more:TENANT:CLAIMS` and `raw:CLAIMS`.
+    if let Some((tenant, seconds)) = name.strip_prefix("seconds:").and_then(|rest| rest.split_once(':')) {
+        return good(&signer::claims(of(tenant), seconds.parse().expect("seconds"), ""));
+    }
+    if let Some((tenant, more)) = name.strip_prefix("more:").and_then(|rest| rest.split_once(':')) {
+        return good(&signer::claims(of(tenant), MINUTES, more));
+    }
+    if let Some(more) = name.strip_prefix("header:") {
+        return with_header(more);
+    }
+    if let Some(kid) = name.strip_prefix("kid:") {
+        return hs(&header("HS256", kid), &of_b(""));
+    }
+    if let Some(alg) = name.strip_prefix("alg:") {
+        return hs(&header(alg, "hs"), &of_b(""));
+    }
+    let public = signer::public_key();
+    match name {
+        "a" => good(&signer::claims(A, MINUTES, "")),
+        "b" => good(&of_b("")),
+        "b by ed" => signer::eddsa(&header("EdDSA", "ed"), &of_b("")),
+        "none" => format!("{}.", signer::unsigned(&header("none", "hs"), &of_b(""))),
+        "none for ed" => format!("{}.", signer::unsigned(&header("none", "ed"), &of_b(""))),
+        "no signature" => format!("{}.", signer::unsigned(&header("HS256", "hs"), &of_b(""))),
+        "zeros" => format!("{}.{}", signer::unsigned(&header("HS256", "hs"), &of_b("")), "A".repeat(43)),
+        "zeros for ed" => {
+            format!("{}.{}", signer::unsigned(&header("EdDSA", "ed"), &of_b("")), "A".repeat(86))
+        }
+        "public key as secret" => signer::hs256(&public, &header("HS256", "ed"), &of_b("")),
+        "public key as secret, called EdDSA" => signer::hs256(&public, &header("EdDSA", "ed"), &of_b("")),
+        "ed for hs" => signer::eddsa(&header("HS256", "hs"), &of_b("")),
+        "ed called HS256" => signer::eddsa(&header("HS256", "ed"), &of_b("")),
+        "ed with the kid of hs" => signer::eddsa(&header("EdDSA", "hs"), &of_b("")),
+        "wrong secret" => signer::hs256(&[7; 32], &header("HS256", "hs"), &of_b("")),
+        "empty secret" => signer::hs256(&[], &header("HS256", "hs"), &of_b("")),
+        "own key in the header" => with_header(&format!(
+            r#","jwk":{{"kty":"oct","k":"{}"}},"jku":"http://localhost/","x5u":"http://localhost/""#,
+            "A".repeat(43)
+        )),
+        "wrong secret with its key" => signer::hs256(
+            &[0; 32],
+            &format!(r#"{{"alg":"HS256","kid":"hs","jwk":{{"kty":"oct","k":"{}"}}}}"#, "A".repeat(43)),
+            &of_b(""),
+        ),
+        "claims of another" => {
+            let (mine, other) = (ticket("a"), ticket("b by ed"));
+            let part = |text: &str, at: usize| text.split('.').nth(at).unwrap_or_default().to_string();
+            format!("{}.{}.{}", part(&mine, 0), part(&other, 1), part(&mine, 2))
+        }
+        "header of another" => {
+            let (mine, other) = (ticket("none"), ticket("b"));
+            let part = |text: &str, at: usize| text.split('.').nth(at).unwrap_or_default().to_string();
+            format!("{}.{}.{}", part(&mine, 0), part(&other, 1), part(&other, 2))
+        }
+        "cut" => {
+            let good = ticket("b");
+            good[..good.len() - 4].to_string()
+        }
+        "padded" => ticket("b") + "=",
+        "a fourth part" => ticket("b") + ".AAAA",
+        "two parts" => signer::unsigned(&header("HS256", "hs"), &of_b("")),
+        "a space" => ticket("b").replacen('.', ". ", 1),
+        "a line feed" => ticket("b") + "\n",
+        "no kid" => hs(r#"{"alg":"HS256"}"#, &of_b("")),
+        "no alg" => hs(r#"{"kid":"hs"}"#, &of_b("")),
+        "a list for a header" => hs(r#"["HS256","hs"]"#, &of_b("")),
+        "a list for claims" => good(&format!(r#"["{B}",{}]"#, signer::now() as i64 + MINUTES)),
+        "no exp" => good(&format!(r#"{{"tenant":"{B}"}}"#)),
+        "exp as a text" => good(&format!(r#"{{"tenant":"{B}","exp":"{}"}}"#, signer::now() as i64 + MINUTES)),
+        "exp without end" => good(&format!(r#"{{"tenant":"{B}","exp":1e300}}"#)),
+        "exp null" => good(&format!(r#"{{"tenant":"{B}","exp":null}}"#)),
+        "exp twice" => {
+            good(&format!(r#"{{"tenant":"{B}","exp":1,"exp":{}}}"#, signer::now() as i64 + MINUTES))
+        }
+        "no tenant" => good(&format!(r#"{{"exp":{}}}"#, signer::now() as i64 + MINUTES)),
+        "tenant null" => good(&format!(r#"{{"tenant":null,"exp":{}}}"#, signer::now() as i64 + MINUTES)),
+        "two tenants" => good(&signer::claims(A, MINUTES, &format!(r#","tenant":"{B}""#))),
+        "a list of tenants" => {
+            good(&format!(r#"{{"tenant":["{B}"],"exp":{}}}"#, signer::now() as i64 + MINUTES))
+        }
+        "nbf tomorrow" => good(&of_b(&format!(r#","nbf":{}"#, signer::now() + 86_400))),
+        "a megabyte of claims" => good(&of_b(&format!(r#","x":"{}""#, "x".repeat(1 << 20)))),
+        "just too long" => good(&of_b(&format!(r#","x":"{}""#, "x".repeat(4096)))),
+        _ => panic!("no ticket {name}"),
+    }
+}
+
+fn of(tenant: &str) -> &'static str {
+    if tenant == "A" { A } else { B }
 }
 
 const TABLES: &str = "
@@ -73,7 +181,8 @@ SELECT tenant_create('{A}', 'free', name => 'tenant a', tenant_key => 1),
     tenant_create('{C}', 'free', name => 'tenant c', tenant_key => 3);
 SELECT tenant_suspend('{C}', 'canary-b-reason');
 SELECT tenant_grant('{app}', '{A}'), tenant_grant('{b}', '{B}'), tenant_grant('{shared}'),
-    tenant_grant('{owner}', '{A}'), tenant_grant_operator('{operator}');
+    tenant_grant('{owner}', '{A}'), tenant_grant_operator('{operator}'), tenant_grant_ticket('{pool}');
+SELECT tenant_signing_key_set('hs', 'HS256', '{secret}'), tenant_signing_key_set('ed', 'EdDSA', {public key});
 SELECT tenant_resource_define('calls', 'counter', 'call', 'year'), tenant_resource_define('seats', 'gauge', 'seat', 'none'),
     tenant_resource_define('papers', 'gauge', 'paper', 'none');
 SELECT tenant_plan_limit_set(plan, resource, quota_limit) FROM (VALUES ('free', 'calls', 10), ('free', 'seats', 3),
@@ -107,8 +216,8 @@ CREATE FUNCTION write_as_owner(t uuid) RETURNS void LANGUAGE sql SECURITY DEFINE
 CREATE FUNCTION switch_as_owner(t text) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS 'SELECT set_config(''app.current_tenant'', t, true)';
 GRANT ALL ON orders, items, people, badges, invoices, parcels, events, events_2026, events_2027, events_2027_0, papers, papers_old,
-    jobs, empty, orders_invoker, orders_owner, orders_large TO {app}, {shared}, {b};
-GRANT USAGE ON SEQUENCE jobs_id_seq TO {app}, {shared}, {b};
+    jobs, empty, orders_invoker, orders_owner, orders_large TO {app}, {shared}, {pool}, {b};
+GRANT USAGE ON SEQUENCE jobs_id_seq TO {app}, {shared}, {pool}, {b};
 SET client_min_messages = warning;
 SELECT tenant_protect(t::regclass) FROM unnest(ARRAY['orders', 'items', 'people', 'badges', 'events', 'papers', 'jobs', 'empty']) AS t;
 SELECT tenant_protect('invoices', 'account_id'), tenant_protect('parcels', 'account');
@@ -160,6 +269,7 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM papers AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM jobs AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.usage AS t),
+    (SELECT count(*) FROM tenant_rls.used_tickets),
     (SELECT last_value FROM jobs_id_seq),
     (SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())),
     (SELECT count(*) FROM pg_class WHERE relpersistence <> 't' AND relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_(temp|toast)')),
@@ -206,6 +316,7 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.tenants AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.grants AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.operators AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.signing_keys AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.overrides AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.plan_limits AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.resources AS t),

@@ -240,3 +240,21 @@ fn a_renamed_role_can_be_revoked() {
     db.admin().run(&format!("SELECT tenant_revoke('{renamed}')"));
     assert_eq!(app.fails("SELECT count(*) FROM orders"), "42501");
 }
+
+/// Whoever owns the database is a member of a role of the server: no longer when it has another owner.
+#[test]
+fn the_owner_of_the_database_is_a_member_too() {
+    let db = Db::with_orders();
+    let (one, other) = (reader(&db, "one", ""), reader(&db, "other", ""));
+    let mut admin = db.admin();
+    admin.run(&format!(
+        "ALTER DATABASE {} OWNER TO {one}; SELECT tenant_grant('pg_database_owner')",
+        db.name()
+    ));
+    let mut session = db.connect(&one);
+    session.run(&format!("{}; BEGIN", set(A)));
+    assert_eq!(notes(&mut session), ["a1", "a2"]);
+    admin.run(&format!("ALTER DATABASE {} OWNER TO {other}", db.name()));
+    assert_eq!(session.fails("SELECT FROM orders"), "42501");
+    db.connect(&other).run(&set(A));
+}

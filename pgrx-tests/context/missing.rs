@@ -172,3 +172,46 @@ fn a_worker_without_a_tenant_raises() {
     assert_eq!(app.fails("SELECT required_tenant()"), "55000");
     app.run(&format!("SET app.current_tenant = '{A}'; SELECT required_tenant()"));
 }
+
+/// An attempt that fails before the function is called leaves no tenant either.
+#[test]
+fn an_attempt_that_never_arrives_is_one() {
+    let db = Db::with_orders();
+    let mut app = db.connect(&db.app());
+    for (attempt, state) in [
+        ("SELECT set_tenant('garbage')".to_string(), "22P02"),
+        ("SELECT Set_Tenant('garbage', false)".into(), "22P02"),
+        ("SELECT set_tenant_key('one')".into(), "22P02"),
+        ("SELECT set_tenant_key('99999999999999999999')".into(), "22003"),
+        ("SELECT set_tenant('garbage'::text)".into(), "42883"),
+        ("SELECT set_tenant(NULL::uuid[])".into(), "42883"),
+        ("INSERT INTO orders SELECT * FROM orders; SELECT set_tenant('garbage')".into(), "23505"),
+        ("DO $$ BEGIN PERFORM set_tenant('garbage'); END $$".into(), "22P02"),
+    ] {
+        app.run(&format!("SET app.current_tenant = '{A}'"));
+        assert_eq!(notes(&mut app), ["a1", "a2"]);
+        assert_eq!(app.fails(&attempt), state, "{attempt}");
+        assert_eq!(app.fails("SELECT FROM orders"), "55000", "{attempt}");
+    }
+    // As a parameter of the protocol.
+    app.run(&format!("SET app.current_tenant = '{A}'"));
+    let typed = app.prepare_typed("SELECT set_tenant($1::text::uuid, false)", &[postgres::types::Type::TEXT]);
+    let refused = app.query(&typed.expect("a statement"), &[&"garbage"]).expect_err("no uuid");
+    assert_eq!(state(&refused), "22P02");
+    assert_eq!(app.fails("SELECT FROM orders"), "55000");
+    // In a transaction that was aborted before.
+    app.run(&format!("SET app.current_tenant = '{A}'; BEGIN"));
+    app.fails("SELECT 1 / 0");
+    assert_eq!(app.fails(&format!("SELECT set_tenant('{B}', false)")), "25P02");
+    app.run("ROLLBACK");
+    assert_eq!(app.fails("SELECT FROM orders"), "55000");
+    // Other errors are no attempts.
+    app.run(&format!("SET app.current_tenant = '{A}'"));
+    for sql in ["SELECT 'garbage'::uuid", "SELECT current_tenant() = 'garbage'", "SELECT FROM nothing"] {
+        app.fails(sql);
+        assert_eq!(notes(&mut app), ["a1", "a2"], "{sql}");
+    }
+    // What the documents say of code that catches it.
+    app.run("DO $$ BEGIN PERFORM set_tenant('garbage'); EXCEPTION WHEN OTHERS THEN NULL; END $$");
+    assert_eq!(notes(&mut app), ["a1", "a2"]);
+}

@@ -8,7 +8,7 @@ use crate::harness::{A, B, Session, eventually};
 const SETTINGS: &[&str] = &["shared_preload_libraries = 'tenant_rls'", "hot_standby_feedback = on"];
 
 /// Waits until the standby has replayed what the primary has done.
-fn catch_up(primary: &Cluster, standby: &Cluster) {
+pub fn catch_up(primary: &Cluster, standby: &Cluster) {
     let now: String = primary.connect("shop", "postgres").one("SELECT pg_current_wal_flush_lsn()::text");
     let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{now}'");
     eventually(&mut standby.connect("shop", "postgres"), &replayed);

@@ -160,6 +160,41 @@ fn a_temporary_table_from_before_does_not_refuse() {
     }
 }
 
+/// A few rows that find room on a page from before are rows of somebody as well, however they were hidden.
+#[test]
+fn a_row_added_to_a_table_from_before_refuses() {
+    let db = database();
+    for add in [
+        "INSERT INTO t SELECT note FROM orders",
+        "UPDATE t SET x = (SELECT min(note) FROM orders)",
+        "DELETE FROM t; VACUUM t; INSERT INTO t SELECT note FROM orders",
+        "INSERT INTO t SELECT note FROM orders; VACUUM (FREEZE) t",
+        "INSERT INTO t SELECT note FROM orders; VACUUM (FULL, FREEZE) t",
+        "ALTER TABLE t ALTER x TYPE text USING 'of a'",
+        "BEGIN; SAVEPOINT s; INSERT INTO t SELECT note FROM orders; RELEASE s; COMMIT",
+        "DELETE FROM t WHERE x = 'from before'; INSERT INTO t SELECT note FROM orders",
+    ] {
+        let mut app = db.connect(&db.app());
+        app.run("CREATE TEMPORARY TABLE t AS SELECT 'from before'::text AS x FROM generate_series(1, 10)");
+        app.run(&set(A));
+        // VACUUM wants to be alone.
+        add.split("; ").for_each(|statement| app.run(statement));
+        assert_eq!(app.fails(&set(B)), "55000", "{add}");
+        app.run(&set(A));
+        app.run("TRUNCATE t");
+        app.run(&set(B));
+    }
+    // In the transaction of the first tenant nobody knows what was before.
+    let mut app = db.connect(&db.app());
+    app.run(&format!("BEGIN; CREATE TEMPORARY TABLE t AS SELECT 'x' AS x; SELECT set_tenant('{A}'); COMMIT"));
+    assert_eq!(app.fails(&set(B)), "55000");
+    // Rows that are gone again are nobody's.
+    let mut app = db.connect(&db.app());
+    app.run("CREATE TEMPORARY TABLE t AS SELECT 'x'::text AS x");
+    app.run(&format!("{}; BEGIN; INSERT INTO t SELECT note FROM orders; ROLLBACK; {}", set(A), set(B)));
+    assert_eq!(notes(&mut app), ["b3", "b4"]);
+}
+
 /// The end of a transaction cannot refuse: the next use does.
 #[test]
 fn the_end_of_a_transaction_makes_the_next_use_raise() {
@@ -189,6 +224,44 @@ fn a_rollback_carries_nothing() {
         app.run(&format!("BEGIN; SELECT set_tenant('{B}'); {carry}; ROLLBACK"));
         assert_eq!(notes(&mut app), ["a1", "a2"], "{carry}");
     }
+}
+
+/// Rows that were hidden from the guard and come back by a rollback are those of the tenant from before it.
+#[test]
+fn a_rollback_brings_the_tenant_of_its_rows_back() {
+    let db = database();
+    for hide in ["DROP TABLE t", "TRUNCATE t", "DELETE FROM old"] {
+        for (begin, end) in [
+            ("BEGIN", "ROLLBACK"),
+            ("BEGIN; SAVEPOINT s", "ROLLBACK TO s; COMMIT"),
+            ("BEGIN; SAVEPOINT s; SAVEPOINT i", "RELEASE i; ROLLBACK TO s; COMMIT"),
+            ("BEGIN; SAVEPOINT s; SAVEPOINT i", "RELEASE i; RELEASE s; ROLLBACK"),
+        ] {
+            let mut app = db.connect(&db.app());
+            app.run("CREATE TEMPORARY TABLE old AS SELECT 'from before'::text AS note");
+            app.run(&set(A));
+            let fill = if hide.contains("old") {
+                "INSERT INTO old SELECT note FROM orders"
+            } else {
+                "CREATE TEMPORARY TABLE t AS SELECT note FROM orders"
+            };
+            app.run(fill);
+            app.run(&format!("{begin}; {hide}; {}; {end}", set(B)));
+            assert_eq!(app.fails(&set(B)), "55000", "{begin}; {hide}; {end}");
+            // It is still the session of A, and what is committed as hidden is gone.
+            app.run(&set(A));
+            app.run(&format!("{hide}; {}", set(B)));
+            assert_eq!(notes(&mut app), ["b3", "b4"]);
+        }
+    }
+    // Before the first tenant there is nothing to bring back.
+    let mut app = db.connect(&db.app());
+    app.run(&format!(
+        "BEGIN; {}; ROLLBACK; CREATE TEMPORARY TABLE t AS SELECT 'x' AS note; {}",
+        set(A),
+        set(B)
+    ));
+    assert_eq!(notes(&mut app), ["b3", "b4"]);
 }
 
 /// A function with a tenant of its own leaves none of its rows behind.

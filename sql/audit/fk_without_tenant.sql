@@ -62,7 +62,7 @@ CROSS JOIN LATERAL (
         || CASE WHEN o.condeferred THEN ' INITIALLY DEFERRED' ELSE '' END AS actions
 ) AS a
 CROSS JOIN LATERAL (
-    SELECT CASE WHEN f.relation IS NOT NULL AND tenant_rls.sees_all() THEN tenant_rls.crossing_rows(o.oid) END AS crossing
+    SELECT CASE WHEN f.relation IS NOT NULL AND tenant_rls.sees_all() THEN tenant_rls.audit_crossing(o.oid) END AS crossing
 ) AS n;
 $$;
 COMMENT ON FUNCTION tenant_rls.audit_fk_without_tenant() IS 'lint of tenant_audit: foreign keys to protected tables that do not compare the tenant';

@@ -7,20 +7,23 @@
 //! statements, as a loop does.
 //!
 //! A temporary table that has pages blocks every change to another tenant than the session last acted for.
-//! Nobody knows whose rows are in it, except that what was there before the first tenant is nobody's.
+//! Nobody knows whose rows are in it, except that rows from before the first tenant are nobody's: a table that was
+//! filled then blocks when it has a newer one.
+//!
+//! A rollback brings back what was dropped, emptied or deleted, and with it the tenant whose rows that may be.
 //!
 //! Paths that cannot refuse (the end of a transaction or function) make the next use raise: see
 //! [`super::held`].
 
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use pgrx::pg_sys;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gucs;
-use crate::registry::scan::{Key, scan};
+use crate::registry::scan::{Key, scan, scan_open};
 use crate::tenant::TenantId;
 
 /// A portal in which rows of a tenant were read.
@@ -40,8 +43,68 @@ static FIRST: Backend<Cell<*mut Carrier>> = Backend::new(Cell::new(std::ptr::nul
 /// The tenant that the session last acted for, also when it has none now.
 static LAST: Backend<Cell<Option<TenantId>>> = Backend::new(Cell::new(None));
 
-/// The temporary tables from before the first tenant, and their pages then.
-static BEFORE: Backend<RefCell<Vec<(pg_sys::Oid, u32)>>> = Backend::new(RefCell::new(Vec::new()));
+/// A nesting level, and what [`LAST`] was before the (sub)transaction there changed it.
+type Undo = (c_int, Option<TenantId>);
+/// Those of the (sub)transactions that are open, the innermost last.
+static UNDO: Backend<RefCell<Vec<Undo>>> = Backend::new(RefCell::new(Vec::new()));
+
+/// The temporary tables that were filled before the first tenant, and the transaction from which on rows may be its.
+static BEFORE: Backend<RefCell<Vec<pg_sys::Oid>>> = Backend::new(RefCell::new(Vec::new()));
+static SINCE: Backend<Cell<pg_sys::TransactionId>> = Backend::new(Cell::new(pg_sys::InvalidTransactionId));
+
+/// Listens to the ends of transactions. Called once, when the library is loaded.
+pub fn init() {
+    // SAFETY: the callbacks are functions of this library, which is never unloaded.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_ends), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_ends), std::ptr::null_mut());
+    }
+}
+
+// Both callbacks store, and raise and allocate nothing: they run in commits and aborts.
+unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        XACT_EVENT_ABORT => go_back(0),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => UNDO.borrow_mut().clear(),
+        _ => {}
+    }
+}
+
+unsafe extern "C-unwind" fn subtransaction_ends(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _arg: *mut c_void,
+) {
+    use pg_sys::SubXactEvent::*;
+    if UNDO.borrow().is_empty() {
+        return;
+    }
+    // SAFETY: reads the state of the transaction, which is still the one that ends.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    match event {
+        SUBXACT_EVENT_ABORT_SUB => go_back(level),
+        SUBXACT_EVENT_COMMIT_SUB => {
+            let mut undo = UNDO.borrow_mut();
+            // What it has changed, the one around it has changed now.
+            if let Some((at, last)) = undo.pop_if(|(at, _)| *at >= level)
+                && undo.last().is_none_or(|(at, _)| *at < level - 1)
+            {
+                undo.push((at - 1, last));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What the session last acted for is what it was before the (sub)transaction of that level.
+fn go_back(level: c_int) {
+    let mut undo = UNDO.borrow_mut();
+    while let Some((_, last)) = undo.pop_if(|(at, _)| *at >= level) {
+        LAST.set(last);
+    }
+}
 
 /// Whether rows that a query reads now may stay in the portal that runs it.
 ///
@@ -146,6 +209,14 @@ pub fn act_for(new: TenantId, exempt: impl FnOnce() -> Result<bool>) -> Result<(
     let schema = if last == Some(new) { pg_sys::InvalidOid } else { temporary_schema() };
     if last.is_none() {
         *BEFORE.borrow_mut() = filled_tables(schema);
+        // Rows that this very transaction has written count as its tenant's.
+        // SAFETY: reads the state of the transaction and of the server.
+        SINCE.set(unsafe {
+            match pg_sys::GetTopTransactionIdIfAny() {
+                pg_sys::InvalidTransactionId => pg_sys::ReadNextTransactionId(),
+                own => own,
+            }
+        });
     } else if (schema != pg_sys::InvalidOid || !FIRST.get().is_null()) && gucs::guard_switch() && !exempt()? {
         if in_a_cursor(new) {
             return Err(Error::SwitchWithCursor);
@@ -154,17 +225,38 @@ pub fn act_for(new: TenantId, exempt: impl FnOnce() -> Result<bool>) -> Result<(
             return Err(Error::SwitchWithTable { table: name_of(table) });
         }
     }
-    LAST.set(Some(new));
+    if last != Some(new) {
+        // SAFETY: reads the state of the transaction.
+        let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+        let mut undo = UNDO.borrow_mut();
+        if undo.last().is_none_or(|(at, _)| *at < level) {
+            undo.push((level, last));
+        }
+        LAST.set(Some(new));
+    }
     Ok(())
 }
 
 /// A temporary table that may hold rows of the last tenant.
 fn grown_table(schema: pg_sys::Oid) -> Option<pg_sys::Oid> {
     let before = BEFORE.borrow();
-    filled_tables(schema)
-        .into_iter()
-        .find(|(table, pages)| !before.iter().any(|(known, then)| known == table && pages <= then))
-        .map(|(table, _)| table)
+    filled_tables(schema).into_iter().find(|table| !before.contains(table) || has_newer_rows(*table))
+}
+
+/// Whether a temporary table has a row that was written since the first tenant.
+fn has_newer_rows(table: pg_sys::Oid) -> bool {
+    let since = SINCE.get();
+    let mut newer = false;
+    // SAFETY: as in `filled_tables`; the scan ends before the relation is closed.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(table);
+        if relation.is_null() {
+            return false;
+        }
+        scan_open(relation, |row| newer |= !row.is_older_than(since));
+        pg_sys::RelationClose(relation);
+    }
+    newer
 }
 
 /// The schema of this session's temporary tables, if it has ever made one.
@@ -179,8 +271,8 @@ fn temporary_schema() -> pg_sys::Oid {
     schema
 }
 
-/// The tables in a schema of temporary ones that have pages, and how many. A table without pages has no rows.
-fn filled_tables(schema: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
+/// The tables in a schema of temporary ones that have pages. A table without pages has no rows.
+fn filled_tables(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // Columns and index of pg_depend, which the bindings do not name.
     const DEPEND: pg_sys::Oid = pg_sys::Oid::from_u32(2608);
     const BY_REFERENCE: pg_sys::Oid = pg_sys::Oid::from_u32(2674);
@@ -213,7 +305,7 @@ fn filled_tables(schema: pg_sys::Oid) -> Vec<(pg_sys::Oid, u32)> {
             let pages = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
             pg_sys::RelationClose(relation);
             if pages > 0 {
-                filled.push((table, pages));
+                filled.push(table);
             }
         }
     }

@@ -56,6 +56,11 @@ fn grant_every(role: Option<pg_sys::Oid>) {
 }
 
 #[pg_extern(sql = false)]
+fn grant_every_by_ticket(role: Option<pg_sys::Oid>) {
+    or_raise(grant(role, None, true));
+}
+
+#[pg_extern(sql = false)]
 fn grant_one(role: Option<pg_sys::Oid>, tenant: Option<Uuid>, ticket_required: Option<bool>) {
     let checked = tenant.ok_or(Error::Null("the tenant")).and_then(|tenant| {
         let ticket_required = ticket_required.ok_or(Error::Null("ticket_required"))?;

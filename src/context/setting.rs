@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -15,7 +16,7 @@ use super::{carrier, marker, switch_log};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gucs;
-use crate::registry::{self, Ways};
+use crate::registry::{self, Tenant, Ways};
 use crate::tenant::{CANONICAL_LEN, Status, TenantId};
 
 /// The name of the setting.
@@ -45,6 +46,8 @@ static GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(0));
 static OFFERED: Backend<Cell<Option<(TenantId, Ticket)>>> = Backend::new(Cell::new(None));
 static LOADING: Backend<Cell<bool>> = Backend::new(Cell::new(false));
 static FAILED: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+/// When the statement began in which a function of ours was last asked for a tenant.
+static REACHED: Backend<Cell<i64>> = Backend::new(Cell::new(0));
 
 /// The storage that the server assigns the text to.
 struct Text(Cell<*mut c_char>);
@@ -70,9 +73,45 @@ pub fn failed() -> bool {
     FAILED.get()
 }
 
-/// Notes an attempt that failed before it reached the setting.
+/// Notes an attempt that failed. One of a table's owner in the session of somebody else is not the session's.
 pub fn attempt_failed() {
-    FAILED.set(true);
+    REACHED.set(statement_start());
+    if !registry::in_restricted_operation() {
+        FAILED.set(true);
+    }
+}
+
+/// When the server began with what the client has sent.
+fn statement_start() -> i64 {
+    // Every change of the tenant asks; the guard of pgrx's declaration would cost more than the call.
+    unsafe extern "C-unwind" {
+        fn GetCurrentStatementStartTimestamp() -> i64;
+    }
+    // SAFETY: reads a variable of the backend.
+    unsafe { GetCurrentStatementStartTimestamp() }
+}
+
+/// Notes an attempt that never reached us, when the server reports the error of a statement that names `set_tenant`:
+/// a text that is no uuid fails before the function is called, as does everything in a transaction that was aborted.
+///
+/// An error that a function catches is not reported, and one that `log_min_messages` keeps out of the log is not seen.
+///
+/// # Safety
+///
+/// `report` is what the server hands to an emit_log hook. Raises and allocates nothing.
+pub unsafe fn hear_of_error(report: *const pg_sys::ErrorData) {
+    const NAME: &[u8] = b"set_tenant";
+    // SAFETY: the statement that the client has sent is a C string, or null.
+    unsafe {
+        let arrived = REACHED.get() == statement_start();
+        if (*report).elevel < pg_sys::PGERROR as c_int || arrived || pg_sys::debug_query_string.is_null() {
+            return;
+        }
+        let statement = CStr::from_ptr(pg_sys::debug_query_string).to_bytes();
+        if statement.windows(NAME.len()).any(|part| part.eq_ignore_ascii_case(NAME)) {
+            FAILED.set(true);
+        }
+    }
 }
 
 /// Defines the setting. What the session holds of that name already is checked here by the server: a value
@@ -113,6 +152,7 @@ impl Drop for Offer {
 
 /// Sets the tenant as SET (or, if `is_local`, SET LOCAL) does, through the check hook; with a ticket or without.
 pub fn set(tenant: Option<TenantId>, ticket: Option<Ticket>, is_local: bool) {
+    REACHED.set(statement_start());
     let _offer = Offer;
     OFFERED.set(tenant.zip(ticket));
     let text = tenant.map(|id| id.to_string()).unwrap_or_default();
@@ -159,7 +199,7 @@ unsafe extern "C-unwind" fn check(
         }
         Err(error) => {
             if !tests_only {
-                FAILED.set(true);
+                attempt_failed();
             }
             report(&error);
             false
@@ -201,6 +241,12 @@ fn validate(
         }
         return Ok(none);
     }
+    if source >= PGC_S_INTERACTIVE && registry::in_restricted_operation() {
+        return Err(Error::NotPermitted {
+            what: "cannot set parameter \"app.current_tenant\" within security-restricted operation".into(),
+            hint: "",
+        });
+    }
     if text.is_empty() {
         if in_transaction && marker::blocks(None) {
             return Err(Error::SwitchInStatement);
@@ -210,25 +256,15 @@ fn validate(
     if !in_transaction {
         return Err(Error::NoTransaction);
     }
-    // SAFETY: reads the state of the backend.
-    if unsafe { pg_sys::InSecurityRestrictedOperation() } {
-        return Err(Error::NotPermitted {
-            what: "cannot set parameter \"app.current_tenant\" within security-restricted operation".into(),
-            hint: "",
-        });
-    }
     // In a database without the extension the text means nothing.
     if !registry::installed() {
         return Ok(none);
     }
     let id = parse()?;
-    if marker::blocks(Some(id)) {
-        return Err(Error::SwitchInStatement);
-    }
     registry::accept_invalidations();
     let role = registry::acting_role();
     let ticket = offered.filter(|(of, _)| *of == id).map(|(_, ticket)| ticket);
-    let tenant = registry::admit(role, id, if ticket.is_some() { Ways::Ticket } else { Ways::Name })?;
+    let tenant = admit(id, if ticket.is_some() { Ways::Ticket } else { Ways::Name })?;
     if LOADING.get() && tenant.status == Status::Fenced {
         // The statement that loads the library began before the hooks that hold writers back were there.
         return Err(Error::Fenced(id));
@@ -239,11 +275,22 @@ fn validate(
             registry::role_name(role)
         );
     }
-    carrier::act_for(id, || Ok(registry::rights(role)?.bypasses))?;
     if gucs::log_switch() {
         switch_log::learn_role();
     }
     Ok(Value { tenant: Some(id), created_at: tenant.created_at, ticket, from_leader: false, at_start })
+}
+
+/// The tenant, if the session may act for it now: no open statement sees another one, the role was granted it in that
+/// way, its status allows it, and the session holds no rows of another.
+pub fn admit(id: TenantId, way: Ways) -> Result<Rc<Tenant>> {
+    if marker::blocks(Some(id)) {
+        return Err(Error::SwitchInStatement);
+    }
+    let role = registry::acting_role();
+    let tenant = registry::admit(role, id, way)?;
+    carrier::act_for(id, || Ok(registry::rights(role)?.bypasses))?;
+    Ok(tenant)
 }
 
 /// Hands the server the canonical text and the parsed value.
@@ -356,7 +403,11 @@ unsafe extern "C-unwind" fn assign(_text: *const c_char, extra: *mut c_void) {
     }
     // RESET returns to the start value without asking the check hook, and is an attempt that succeeds.
     // SAFETY: reads the state of the transaction; a rollback and a commit are outside it.
-    if FAILED.get() && value.at_start && unsafe { pg_sys::IsTransactionState() } {
+    if FAILED.get()
+        && value.at_start
+        && unsafe { pg_sys::IsTransactionState() }
+        && !registry::in_restricted_operation()
+    {
         FAILED.set(false);
     }
 }

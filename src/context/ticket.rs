@@ -22,7 +22,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result, or_raise};
 use crate::gucs;
 use crate::plan::{CachedPlan, as_owner};
-use crate::registry::{self, keys::SigningKey};
+use crate::registry::{self, Ways, keys::SigningKey};
 use crate::tenant::TenantId;
 pub use token::Ticket;
 use token::{Algorithm, Carried, Claims, Key, LONGEST_NAME, Refusal, Token};
@@ -98,6 +98,7 @@ fn set_tenant_ticket(
 ) -> pgrx::Uuid {
     // Until it has succeeded, the attempt counts as failed.
     setting::attempt_failed();
+    or_raise(is_local.map(drop).ok_or(Error::Null("is_local")));
     let (tenant, ticket) = or_raise(accept(ticket));
     super::set(tenant, Some(ticket), is_local, fcinfo);
     pgrx::Uuid::from_bytes(*tenant.as_bytes())
@@ -128,17 +129,14 @@ fn check(text: &[u8]) -> std::result::Result<(TenantId, Ticket), Failure> {
     let claims = token.verify(&key)?;
     claims.check(now() + EPOCH, gucs::ticket_audience().as_deref())?;
     let expires_at = claims.expires_at - EPOCH;
-    spend(&claims, token.kid(), expires_at)?;
+    // What is refused for another reason is not used up by it.
+    setting::admit(claims.tenant, Ways::Ticket)?;
+    use_up(&claims, token.kid(), expires_at)?;
     Ok((claims.tenant, Ticket { expires_at: expires_at.min(until), key: key.fingerprint(token.kid()) }))
 }
 
-/// Uses a ticket with a `jti` up, in the transaction of the caller. Of two sessions at once the second waits for
-/// the first, and is refused if that commits.
-fn spend(claims: &Claims, kid: &str, expires_at: i64) -> std::result::Result<(), Failure> {
-    static INSERT: CachedPlan = CachedPlan::new(
-        c"INSERT INTO tenant_rls.used_tickets (digest, expires_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-        &[pg_sys::BYTEAOID, pg_sys::TIMESTAMPTZOID],
-    );
+/// Uses a ticket with a `jti` up, also if the transaction is rolled back: whoever has seen it could show it again.
+fn use_up(claims: &Claims, kid: &str, expires_at: i64) -> std::result::Result<(), Failure> {
     // An hour late, in case the clock is set back. Not for long, and waiting for nobody.
     static CLEAN_UP: CachedPlan = CachedPlan::new(
         c"DELETE FROM tenant_rls.used_tickets AS u WHERE u.digest OPERATOR(pg_catalog.=) ANY (ARRAY( \
@@ -158,14 +156,11 @@ fn spend(claims: &Claims, kid: &str, expires_at: i64) -> std::result::Result<(),
     if read_only {
         return Err(Error::TicketNeedsWrite.into());
     }
-    let added = as_owner(|| {
-        // Under one snapshot, rows that others have cleaned up meanwhile would raise.
-        if !one_snapshot {
-            CLEAN_UP.execute(&[]);
-        }
-        INSERT.execute(&[digest.as_slice().into_datum(), Some(pg_sys::Datum::from(expires_at))])
-    })?;
-    if added == 1 { Ok(()) } else { Err(Refusal::Replayed.into()) }
+    // Under one snapshot, rows that others have cleaned up meanwhile would raise.
+    if !one_snapshot {
+        as_owner(|| CLEAN_UP.execute(&[]))?;
+    }
+    if registry::keys::use_up(&digest, expires_at)? { Ok(()) } else { Err(Refusal::Replayed.into()) }
 }
 
 #[pg_extern(sql = false)]

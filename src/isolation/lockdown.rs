@@ -36,7 +36,7 @@ pub unsafe fn concerns(command: *mut pg_sys::Node) -> bool {
 ///
 /// `command` is one that [`concerns`] says yes to.
 pub unsafe fn check(command: *mut pg_sys::Node) {
-    if !or_raise(refused()) {
+    if !or_raise(refused(registry::current_role())) {
         return;
     }
     // SAFETY: the caller's.
@@ -46,17 +46,29 @@ pub unsafe fn check(command: *mut pg_sys::Node) {
         pg_sys::NodeTag::T_ListenStmt => "LISTEN",
         _ => "NOTIFY",
     };
+    raise(name);
+}
+
+/// Raises if plans, with what the planner expects of the rows of all tenants, are about to be sent to such a role: the
+/// parameter debug_print_plan is everybody's.
+pub fn check_printing() {
+    if or_raise(refused(registry::acting_role())) {
+        raise("debug_print_plan");
+    }
+}
+
+fn raise(name: &str) -> ! {
     Error::NotPermitted {
         what: format!("{name} is refused to roles that act for tenants"),
         hint: "This database is locked down (tenant_lockdown). Use a role with BYPASSRLS for maintenance.",
     }
-    .raise();
+    .raise()
 }
 
 /// No role on the way counts less for having been left by SET ROLE: it could be taken again.
-fn refused() -> Result<bool> {
+fn refused(runs_as: pg_sys::Oid) -> Result<bool> {
     registry::accept_invalidations();
-    if !is_locked() || registry::rights(registry::current_role())?.bypasses {
+    if !is_locked() || registry::rights(runs_as)?.bypasses {
         return Ok(false);
     }
     // SAFETY: reads a variable of the backend.

@@ -11,7 +11,7 @@ use pgrx::{Uuid, pg_sys};
 
 use super::table;
 use crate::error::{Error, or_raise};
-use crate::plan::{as_table_owner, run_text};
+use crate::plan::{as_table_owner_in, run_text};
 use crate::registry;
 use crate::tenant::TenantId;
 
@@ -73,9 +73,9 @@ fn set(name: &CStr, value: &str) {
 /// text, of the first row.
 #[pg_extern(sql = false)]
 fn prove_as_owner(relation: pg_sys::Oid, statement: &str) -> Option<String> {
-    let owner = or_raise(table::find(relation)).owner;
+    let table::Table { owner, schema, .. } = or_raise(table::find(relation));
     let mut answer = None;
-    as_table_owner(owner, || {
+    as_table_owner_in(owner, &schema, || {
         run_text(statement, &[], &[], |row| {
             if answer.is_none() {
                 answer = row.get::<String>(1);

@@ -21,6 +21,14 @@ pub enum Name {
 }
 
 impl Name {
+    /// What a tenant of this id and key is called in a column of that type; `None` when it has no key.
+    pub fn in_column(id: TenantId, tenant_key: Option<i64>, key: KeyType) -> Option<Name> {
+        match key {
+            KeyType::Uuid => Some(Name::Id(id)),
+            KeyType::BigInt | KeyType::Integer => tenant_key.map(Name::Key),
+        }
+    }
+
     /// Column 1 of `row`, of type `uuid` or `bigint`.
     pub fn in_row(row: &Row, key: KeyType) -> Option<Name> {
         match key {
@@ -51,14 +59,8 @@ impl Name {
         })
     }
 
-    /// What the tenant is called in a column of that type; `None` when it has no key.
     fn of(id: TenantId, key: KeyType) -> Result<Option<Name>> {
-        Ok(match key {
-            KeyType::Uuid => Some(Name::Id(id)),
-            KeyType::BigInt | KeyType::Integer => {
-                registry::tenant(id)?.and_then(|tenant| tenant.key).map(Name::Key)
-            }
-        })
+        Ok(Name::in_column(id, registry::tenant(id)?.and_then(|tenant| tenant.key), key))
     }
 
     fn literal(self) -> String {
@@ -69,11 +71,9 @@ impl Name {
     }
 }
 
-/// The condition that a row `t` of the table belongs to the tenant; `None` when none can, for lack of a key.
-pub fn belongs_to(id: TenantId, protected: &Protected) -> Result<Option<String>> {
-    let column = quote_ident(&protected.column);
-    let name = Name::of(id, protected.key)?;
-    Ok(name.map(|name| format!("t.{column} OPERATOR(pg_catalog.=) {}", name.literal())))
+/// The condition that a row `t` of the table belongs to whom the name means.
+pub fn named(name: Name, protected: &Protected) -> String {
+    format!("t.{} OPERATOR(pg_catalog.=) {}", quote_ident(&protected.column), name.literal())
 }
 
 /// Rows, and their bytes as tuples.
@@ -114,9 +114,9 @@ pub fn measure(
 ) -> Result<BTreeMap<Name, Size>> {
     let filter = match tenant {
         None => String::new(),
-        Some(id) => match belongs_to(id, protected)? {
+        Some(id) => match Name::of(id, protected.key)? {
             None => return Ok(BTreeMap::new()),
-            Some(condition) => format!("WHERE {condition}"),
+            Some(name) => format!("WHERE {}", named(name, protected)),
         },
     };
     let bytes = "pg_catalog.sum(pg_catalog.pg_column_size(t.*))";

@@ -15,6 +15,8 @@ use crate::registry::scan::{Key, protected_tables, scan};
 pub struct Table {
     /// Its oid.
     pub oid: pg_sys::Oid,
+    /// Its schema, quoted.
+    pub schema: String,
     /// Its name for SQL: quoted, with its schema.
     pub qualified: String,
     /// Its name for people.
@@ -56,7 +58,8 @@ pub fn find(oid: pg_sys::Oid) -> Result<Table> {
               SELECT FROM pg_catalog.pg_depend AS d \
               WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
               AND d.objid OPERATOR(pg_catalog.=) c.oid AND d.deptype OPERATOR(pg_catalog.=) 'e'), \
-            n.nspname OPERATOR(pg_catalog.~) '^pg_' OR n.nspname OPERATOR(pg_catalog.=) 'information_schema' \
+            n.nspname OPERATOR(pg_catalog.~) '^pg_' OR n.nspname OPERATOR(pg_catalog.=) 'information_schema', \
+            pg_catalog.quote_ident(n.nspname) \
           FROM pg_catalog.pg_class AS c \
           JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
           WHERE c.oid OPERATOR(pg_catalog.=) $1",
@@ -73,6 +76,7 @@ pub fn find(oid: pg_sys::Oid) -> Result<Table> {
             persistence: letter(row.get(5)),
             of_extension: row.get(6).unwrap_or(true),
             of_system: row.get(7).unwrap_or(true),
+            schema: row.get(8).unwrap_or_default(),
         })
         .ok_or_else(|| Error::Unknown {
             what: "relation",

@@ -42,6 +42,9 @@ static ROLES_GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(1));
 
 static BYPASSED: Backend<RefCell<Vec<pg_sys::Oid>>> = Backend::new(RefCell::new(Vec::new()));
 
+/// The hash that invalidations call this database by.
+static DATABASE: Backend<Cell<Option<u32>>> = Backend::new(Cell::new(None));
+
 static CATALOG: Backend<Cell<Option<Catalog>>> = Backend::new(Cell::new(None));
 
 static CATALOG_VALID: Backend<Cell<bool>> = Backend::new(Cell::new(false));
@@ -52,7 +55,11 @@ pub fn init() {
     // nothing and is allowed in the postmaster.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::null());
-        for cache in [pg_sys::SysCacheIdentifier::AUTHOID, pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE] {
+        for cache in [
+            pg_sys::SysCacheIdentifier::AUTHOID,
+            pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE,
+            pg_sys::SysCacheIdentifier::DATABASEOID,
+        ] {
             pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(roles_changed), pg_sys::Datum::null());
         }
     }
@@ -89,7 +96,12 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_s
     }
 }
 
-unsafe extern "C-unwind" fn roles_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+unsafe extern "C-unwind" fn roles_changed(_arg: pg_sys::Datum, cache: i32, hash: u32) {
+    // The owner of this database is a member of pg_database_owner; those of others are no matter.
+    let is_database = cache == pg_sys::SysCacheIdentifier::DATABASEOID as i32;
+    if is_database && hash != 0 && DATABASE.get().is_some_and(|own| own != hash) {
+        return;
+    }
     GENERATION.set(GENERATION.get() + 1);
     ROLES_GENERATION.set(ROLES_GENERATION.get() + 1);
     if !BYPASSED.borrow().is_empty() {
@@ -141,14 +153,31 @@ pub fn accept_invalidations() {
 }
 
 /// The outer role: SET ROLE is followed, a SECURITY DEFINER function is not.
+///
+/// Nobody (`InvalidOid`, which has no rights) in a security-restricted operation: there runs the code of a table's
+/// owner, in the session of whoever has made the server or us look at the table.
 #[inline]
 pub fn acting_role() -> pg_sys::Oid {
     // As above: every statement on a protected table asks.
     unsafe extern "C-unwind" {
         fn GetOuterUserId() -> pg_sys::Oid;
     }
+    if in_restricted_operation() {
+        return pg_sys::InvalidOid;
+    }
     // SAFETY: reads a variable of the backend, and raises nothing.
     unsafe { GetOuterUserId() }
+}
+
+/// Whether code of a table's owner runs in the session of somebody else, perhaps: while an index is built, a table
+/// analyzed, a materialized view refreshed, and wherever we read or change a table as its owner.
+#[inline]
+pub fn in_restricted_operation() -> bool {
+    unsafe extern "C-unwind" {
+        fn InSecurityRestrictedOperation() -> bool;
+    }
+    // SAFETY: as in `acting_role`.
+    unsafe { InSecurityRestrictedOperation() }
 }
 
 /// The role whose rights hold now, also inside a SECURITY DEFINER function.
@@ -198,6 +227,11 @@ fn find_catalog() -> Option<Catalog> {
     // SAFETY: syscache lookups of names that are C strings; the transaction state was checked by the caller
     // or is given by being in a function.
     unsafe {
+        if DATABASE.get().is_none() {
+            let (own, none) = (pg_sys::Datum::from(pg_sys::MyDatabaseId), pg_sys::Datum::null());
+            let cache = pg_sys::SysCacheIdentifier::DATABASEOID as i32;
+            DATABASE.set(Some(pg_sys::GetSysCacheHashValue(cache, own, none, none, none)));
+        }
         let schema = pg_sys::get_namespace_oid(c"tenant_rls".as_ptr(), true);
         if schema == pg_sys::InvalidOid {
             return None;

@@ -70,6 +70,11 @@ pub mod signing_keys {
     pub const NOT_AFTER: i16 = 5;
 }
 
+/// Column numbers of `tenant_rls.used_tickets`.
+pub mod used_tickets {
+    pub const DIGEST: i16 = 1;
+}
+
 /// Column numbers of `tenant_rls.operators`.
 pub mod operators {
     pub const ROLE_OID: i16 = 2;
@@ -112,6 +117,8 @@ pub enum Key<'a> {
     Instant(i16, i64),
     /// A `text` column of collation "C".
     Text(i16, &'a str),
+    /// A `bytea` column.
+    Bytes(i16, &'a [u8]),
     /// An `oid` column.
     Oid(i16, pg_sys::Oid),
     /// A column that is NULL.
@@ -150,6 +157,15 @@ impl Row {
             let xmax = (*header).t_choice.t_heap.t_xmax;
             (!pg_sys::TransactionIdIsCurrentTransactionId(xmax) && pg_sys::TransactionIdIsInProgress(xmax))
                 .then_some(xmax)
+        }
+    }
+
+    /// Whether it was written before that transaction. Freezing keeps the number.
+    pub fn is_older_than(&self, transaction: pg_sys::TransactionId) -> bool {
+        // SAFETY: the header of a tuple of the open scan; compares two numbers.
+        unsafe {
+            let xmin = (*(*self.tuple).t_data).t_choice.t_heap.t_xmin;
+            pg_sys::TransactionIdPrecedes(xmin, transaction)
         }
     }
 
@@ -228,6 +244,61 @@ pub fn change(
     busy.map_or(Changed::Done(now), Changed::Busy)
 }
 
+/// Adds a row that stays whatever becomes of the transaction: like one of COPY FREEZE it counts as older than every
+/// transaction, so everybody sees it at once and no rollback takes it back. It is on disk when this returns.
+///
+/// `values` are those of all columns. The caller holds a lock that keeps others from adding the same, has looked that it
+/// is not there, and vouches for the values: no trigger or check runs.
+pub fn add_for_good(table: pg_sys::Oid, values: &mut [pg_sys::Datum]) {
+    const MOST: usize = pg_sys::INDEX_MAX_KEYS as usize;
+    let mut nulls = vec![false; values.len()];
+    // SAFETY: the values are those of the table's columns, as the caller says; the indexes are the table's own, on
+    // plain columns, so their keys are found by number. Relations stay locked until the transaction ends. Nothing
+    // interrupts between the row and its entries; an error would reset the count.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32);
+        let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::InterruptHoldoffCount += 1;
+        pg_sys::heap_insert(
+            relation,
+            tuple,
+            pg_sys::GetCurrentCommandId(true),
+            pg_sys::HEAP_INSERT_FROZEN as c_int,
+            std::ptr::null_mut(),
+        );
+        let indexes = pg_sys::RelationGetIndexList(relation);
+        for at in 0..if indexes.is_null() { 0 } else { (*indexes).length } {
+            let index =
+                pg_sys::index_open(pg_sys::list_nth_oid(indexes, at), pg_sys::RowExclusiveLock as i32);
+            let info = pg_sys::BuildIndexInfo(index);
+            let mut keys = [pg_sys::Datum::null(); MOST];
+            let mut key_nulls = [false; MOST];
+            for key in 0..(*info).ii_NumIndexAttrs as usize {
+                keys[key] = values[(*info).ii_IndexAttrNumbers[key] as usize - 1];
+            }
+            let unique = if (*info).ii_Unique {
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES
+            } else {
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
+            };
+            pg_sys::index_insert(
+                index,
+                keys.as_mut_ptr(),
+                key_nulls.as_mut_ptr(),
+                &mut (*tuple).t_self,
+                relation,
+                unique,
+                false,
+                info,
+            );
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+        }
+        pg_sys::InterruptHoldoffCount -= 1;
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        pg_sys::XLogFlush(pg_sys::XactLastRecEnd);
+    }
+}
+
 fn walk(
     table: pg_sys::Oid,
     lock: u32,
@@ -236,9 +307,34 @@ fn walk(
     mut each: impl FnMut(pg_sys::Relation, &Row),
 ) {
     // SAFETY: the relation stays open and locked until the scan has ended; on an error the transaction's
-    // resource owner closes both. The keys live until after systable_endscan, as do the datums they point to.
+    // resource owner closes both.
     unsafe {
         let relation = pg_sys::table_open(table, lock as i32);
+        walk_open(relation, index, keys, |row| each(relation, row));
+        // A writer's lock stays until the transaction ends.
+        let unlock = if lock == pg_sys::AccessShareLock { lock } else { pg_sys::NoLock };
+        pg_sys::table_close(relation, unlock as i32);
+    }
+}
+
+/// As [`scan`] without keys, of a relation that is open.
+///
+/// # Safety
+///
+/// The relation stays open meanwhile.
+pub unsafe fn scan_open(relation: pg_sys::Relation, each: impl FnMut(&Row)) {
+    // SAFETY: the caller's.
+    unsafe { walk_open(relation, pg_sys::InvalidOid, &[], each) };
+}
+
+unsafe fn walk_open(
+    relation: pg_sys::Relation,
+    index: pg_sys::Oid,
+    keys: &[Key],
+    mut each: impl FnMut(&Row),
+) {
+    // SAFETY: the keys live until after systable_endscan, as do the datums they point to.
+    unsafe {
         let mut scan_keys: [pg_sys::ScanKeyData; 3] = std::mem::zeroed();
         for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
             fill(scan_key, key);
@@ -257,12 +353,9 @@ fn walk(
             if tuple.is_null() {
                 break;
             }
-            each(relation, &Row { tuple, descriptor });
+            each(&Row { tuple, descriptor });
         }
         pg_sys::systable_endscan(scan);
-        // A writer's lock stays until the transaction ends.
-        let unlock = if lock == pg_sys::AccessShareLock { lock } else { pg_sys::NoLock };
-        pg_sys::table_close(relation, unlock as i32);
     }
 }
 
@@ -275,6 +368,7 @@ unsafe fn fill(scan_key: &mut pg_sys::ScanKeyData, key: &Key) {
         Key::Int8(column, value) => (*column, pg_sys::F_INT8EQ, value.into_datum()),
         Key::Instant(column, value) => (*column, pg_sys::F_TIMESTAMPTZ_EQ, value.into_datum()),
         Key::Text(column, value) => (*column, pg_sys::F_TEXTEQ, value.into_datum()),
+        Key::Bytes(column, value) => (*column, pg_sys::F_BYTEAEQ, value.into_datum()),
         Key::Oid(column, value) => (*column, pg_sys::F_OIDEQ, value.into_datum()),
         Key::Null(column) => {
             scan_key.sk_flags = (pg_sys::SK_ISNULL | pg_sys::SK_SEARCHNULL) as c_int;

@@ -229,7 +229,7 @@ WITH RECURSIVE tree AS (
     AND NOT EXISTS (SELECT FROM pg_options_to_table(c.reloptions) AS o WHERE o.option_name = 'security_invoker' AND o.option_value::boolean)
 )
 SELECT s.statement, s.why, s.runner, s.crossing, s.waits, s.reader,
-    s.reader IS NULL OR pg_has_role(s.reader, s.other, 'USAGE') AS reader_may,
+    s.reader IS NULL OR s.reader = s.other AS one_owner,
     pg_has_role(c.relowner, 'USAGE') AS may, pg_get_userbyid(c.relowner)::text
 FROM steps AS s JOIN pg_class AS c ON c.oid = s.concerned
 ORDER BY s.place, s.sorted, s.statement
