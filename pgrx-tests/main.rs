@@ -11,8 +11,10 @@ mod attacks;
 mod audit;
 mod cluster;
 mod context;
+mod deployment;
 mod docs;
 mod dump;
+mod feature;
 mod gauge;
 mod invalidation;
 mod isolation;
@@ -23,6 +25,7 @@ mod purge;
 mod quota;
 mod registry;
 mod repair;
+mod setting;
 mod usage;
 
 /// What `cargo pgrx test` asks of a crate.

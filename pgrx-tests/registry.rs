@@ -645,6 +645,9 @@ fn truncate_is_recorded() {
         "protected_tables",
         "attachments",
         "lockdowns",
+        "features CASCADE",
+        "settings",
+        "deployments CASCADE",
     ] {
         admin.run(&format!("TRUNCATE tenant_rls.{table}"));
     }
@@ -654,7 +657,8 @@ fn truncate_is_recorded() {
     );
     assert_eq!(
         recorded,
-        "attachments, billing_changes, grants, lockdowns, operators, overrides, plan_limits, plans, protected_tables, resources, tenants"
+        "attachments, billing_changes, deployment_routes, deployments, feature_values, features, grants, lockdowns, operators, \
+         overrides, plan_limits, plans, protected_tables, release_targets, releases, resources, settings, tenants"
     );
 }
 

@@ -532,7 +532,7 @@ COMMENT ON FUNCTION @extschema@.tenant_resource_define(text, text, text, text) I
 
 CREATE FUNCTION @extschema@.tenant_plan_define(plan text, based_on text DEFAULT NULL) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_plan_define_wrapper';
-COMMENT ON FUNCTION @extschema@.tenant_plan_define(text, text) IS 'defines a plan, with the limits of another or with none';
+COMMENT ON FUNCTION @extschema@.tenant_plan_define(text, text) IS 'defines a plan, with the limits, features and settings of another or with none';
 
 CREATE FUNCTION @extschema@.tenant_plan_limit_set(
     plan text,

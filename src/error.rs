@@ -71,6 +71,10 @@ pub enum Error {
     Unknown { what: &'static str, name: String, known: Vec<String>, hint: &'static str },
     /// The tenant has another status than the call needs.
     WrongStatus { tenant: TenantId, status: &'static str, hint: &'static str },
+    /// Something other than a tenant is not in the state that the call needs.
+    WrongState { what: String, detail: String, hint: &'static str },
+    /// No deployment is for the tenant.
+    NotServed(TenantId),
     /// The plan says nothing about the resource.
     NoLimit { plan: String, resource: String },
     /// The role is not what the call needs.
@@ -304,6 +308,15 @@ impl Error {
                 format!("the tenant is {status}"),
                 format!("Tenant {tenant} is {status}."),
                 (*hint).into(),
+            ),
+            Error::WrongState { what, detail, hint } => {
+                (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, what.clone(), detail.clone(), (*hint).into())
+            }
+            Error::NotServed(tenant) => (
+                ERRCODE_UNDEFINED_OBJECT,
+                "no deployment serves the tenant".into(),
+                format!("Tenant {tenant} was not given one, and none is for its plan or for everybody else."),
+                "Define one with tenant_deployment_define, or choose one with tenant_route_set.".into(),
             ),
             Error::NoLimit { plan, resource } => (
                 ERRCODE_UNDEFINED_OBJECT,

@@ -9,6 +9,7 @@ use std::ffi::{CString, c_int};
 use pgrx::pg_sys;
 use pgrx::{FromDatum, IntoDatum};
 
+use crate::json::Json;
 use crate::tenant::TenantId;
 
 /// Column numbers of `tenant_rls.tenants`.
@@ -16,8 +17,10 @@ pub mod tenants {
     pub const TENANT_ID: i16 = 1;
     pub const TENANT_KEY: i16 = 2;
     pub const PLAN: i16 = 4;
+    pub const REGION: i16 = 5;
     pub const STATUS: i16 = 6;
     pub const STATUS_REASON: i16 = 7;
+    pub const SETTINGS: i16 = 8;
     pub const BILLING_ANCHOR: i16 = 9;
     pub const TIME_ZONE: i16 = 10;
     pub const CREATED_AT: i16 = 11;
@@ -59,6 +62,62 @@ pub mod grants {
     pub const ROLE_OID: i16 = 2;
     pub const TENANT_ID: i16 = 3;
     pub const TICKET_REQUIRED: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.features`.
+pub mod features {
+    pub const FEATURE: i16 = 1;
+    pub const DEFAULT_VALUE: i16 = 2;
+    pub const SALT: i16 = 3;
+    pub const IS_ON: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.feature_values`.
+pub mod feature_values {
+    pub const FEATURE: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const TENANT_ID: i16 = 3;
+    pub const VALUE: i16 = 4;
+    pub const ROLLOUT_PERCENT: i16 = 5;
+    pub const EXPIRES_AT: i16 = 6;
+}
+
+/// Column numbers of `tenant_rls.settings`.
+pub mod settings {
+    pub const KEY: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const VALUE: i16 = 3;
+}
+
+/// Column numbers of `tenant_rls.deployments`.
+pub mod deployments {
+    pub const DEPLOYMENT: i16 = 1;
+    pub const IMAGE: i16 = 2;
+    pub const SPEC: i16 = 3;
+}
+
+/// Column numbers of `tenant_rls.deployment_routes`.
+pub mod deployment_routes {
+    pub const DEPLOYMENT: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const TENANT_ID: i16 = 3;
+    pub const REGION: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.releases`.
+pub mod releases {
+    pub const RELEASE_ID: i16 = 1;
+    pub const DEPLOYMENT: i16 = 2;
+    pub const IMAGE: i16 = 3;
+    pub const STATUS: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.release_targets`.
+pub mod release_targets {
+    pub const RELEASE_ID: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const TENANT_ID: i16 = 3;
+    pub const ROLLOUT_PERCENT: i16 = 4;
 }
 
 /// Column numbers of `tenant_rls.signing_keys`.
@@ -157,6 +216,16 @@ impl Row {
     /// A `timestamptz` column, in microseconds since 2000-01-01.
     pub fn instant(&self, column: i16) -> Option<i64> {
         self.get::<i64>(column)
+    }
+
+    /// A `jsonb` column, copied.
+    pub fn json(&self, column: i16) -> Option<Json> {
+        let mut is_null = false;
+        // SAFETY: as in `get`.
+        unsafe {
+            let datum = pg_sys::heap_getattr(self.tuple, c_int::from(column), self.descriptor, &mut is_null);
+            (!is_null).then(|| Json::copy(datum))
+        }
     }
 }
 
