@@ -157,6 +157,22 @@ class Databases:
 
         return self._make("bench_quota", make)
 
+    def features(self):
+        def make(server, name):
+            server.sql("postgres", f"CREATE DATABASE {name}")
+            self._extension(server, name, 1000)
+            server.sql(
+                name,
+                """
+                SELECT tenant_feature_define('f' || n, 'false'), tenant_feature_set('f' || n, 'true', rollout_percent => 50)
+                FROM generate_series(1, 50) AS n;
+                SELECT tenant_setting_set('size', '20', 'global');
+                SELECT tenant_deployment_define('api', '{"image": "api:1"}'), tenant_release('api', 'api:2', 50);
+                """,
+            )
+
+        return self._make("bench_features", make)
+
     def tenants(self, number):
         def make(server, name):
             server.sql("postgres", f"CREATE DATABASE {name}")
@@ -495,6 +511,42 @@ def check(databases):
     )
 
 
+def feature(databases):
+    def side(script, loop):
+        return Side(
+            databases.library,
+            databases.features(),
+            script=script,
+            loop=loop,
+            declare="v_value jsonb; v_reason text; v_one int;",
+            options=f"-c app.current_tenant={LARGE_TENANT}",
+        )
+
+    # An empty FROM clause would take the executor's shortcut inside PL/pgSQL; INTO does not.
+    one = side("SELECT 1;\n", "SELECT 1 INTO v_one;")
+    peer = [Against("plain", "`SELECT 1`, prepared", 1.5)]
+    asked = {
+        "feature": ("`tenant_feature`, a share of 50 %, 50 features", "value, reason", "tenant_feature('f25')"),
+        "feature-enabled": ("`tenant_feature_enabled`", "t", "tenant_feature_enabled('f25') AS t"),
+        "setting": ("`tenant_setting`", "t", "tenant_setting('size') AS t"),
+        "route": ("`tenant_route`", "deployment, image", "tenant_route()"),
+    }
+    return [
+        Work(
+            name,
+            text,
+            {
+                "ours": side(
+                    f"SELECT {columns} FROM {call};\n", f"PERFORM {columns} FROM {call};"
+                ),
+                "plain": one,
+            },
+            peer,
+        )
+        for name, (text, columns, call) in asked.items()
+    ]
+
+
 def unprotected(databases):
     scripts = {
         "select": (
@@ -600,6 +652,7 @@ GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
         consume,
     ),
     "check": (["check"], lambda d: [check(d)]),
+    "feature": (["feature", "feature-enabled", "setting", "route"], feature),
     "unprotected": (["unprotected-select", "unprotected-tpcb"], unprotected),
     "memory": (["memory"], lambda d: [memory(d)]),
 }

@@ -76,6 +76,21 @@ fn usage() {
 }
 
 #[test]
+fn features() {
+    check("docs/features.md");
+}
+
+#[test]
+fn settings() {
+    check("docs/settings.md");
+}
+
+#[test]
+fn deployments() {
+    check("docs/deployments.md");
+}
+
+#[test]
 fn operations() {
     check("docs/operations.md");
 }
