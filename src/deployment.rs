@@ -17,7 +17,7 @@ use crate::error::{Error, Result, or_raise};
 use crate::feature::bucket::{Share, bucket};
 use crate::feature::resolution::{Rule, resolve};
 use crate::feature::{self, checked_percent};
-use crate::json::{self, Object, quote};
+use crate::json;
 use crate::plan::{CachedPlan, Row, as_owner};
 use crate::registry::admin::{datum, existing_plan, id_of, living_status};
 use crate::registry::deployments::{Deployment, Deployments, Release, deployments};
@@ -92,7 +92,7 @@ sql_function!(
             spec.tier.as_deref().into_datum(),
             own.region.as_deref().or(spec.region.as_deref()).into_datum(),
             spec.isolation.as_str().into_datum(),
-            Some(deployment.location.as_ref().map_or_else(here, |location| location.datum())),
+            Some(deployment.location.datum()),
         ];
         Ok(composite(fcinfo, &columns))
     }
@@ -110,17 +110,6 @@ fn visible(tenant: Option<Uuid>) -> Result<std::rc::Rc<Tenant>> {
         what: "permission denied for the route of another tenant".into(),
         hint: "Operators see the routes of all tenants.",
     })
-}
-
-/// Where data are of which nothing else was said: in this database.
-fn here() -> pg_sys::Datum {
-    // SAFETY: a string of the current memory context; the database that the session is connected to exists.
-    let name = unsafe {
-        std::ffi::CStr::from_ptr(pg_sys::get_database_name(pg_sys::MyDatabaseId)).to_string_lossy()
-    };
-    let mut location = Object::new();
-    location.push("database", &quote(&name));
-    json::parse(&location.finish())
 }
 
 /// The name of a deployment that exists, and its stable image; its row is locked until the end of the transaction.

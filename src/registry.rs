@@ -150,7 +150,10 @@ fn cached<T: Clone>(
 }
 
 /// Something of which there is one, known until something that defines it has changed.
-pub(crate) struct Kept<T>(Backend<RefCell<Option<(u64, Rc<T>)>>>);
+pub(crate) struct Kept<T>(Backend<RefCell<Option<Known<T>>>>);
+
+/// A generation, and what was found at it.
+type Known<T> = (u64, Rc<T>);
 
 impl<T> Kept<T> {
     /// Nothing yet.

@@ -11,7 +11,7 @@ use super::scan::{self, scan};
 use crate::deployment::manifest::Spec;
 use crate::error::Result;
 use crate::feature::resolution::Rule;
-use crate::json::Json;
+use crate::json::{self, Json, Object, quote};
 
 /// A deployment.
 pub struct Deployment {
@@ -19,8 +19,8 @@ pub struct Deployment {
     pub image: String,
     /// What was said of it.
     pub spec: Spec,
-    /// Where its data are.
-    pub location: Option<Json>,
+    /// Where its data are; of which nothing was said, in this database.
+    pub location: Json,
     /// Releases that are on their way, the newest first.
     pub releases: Vec<Release>,
 }
@@ -49,6 +49,17 @@ pub struct Deployments {
     pub routes: HashMap<Route, String>,
 }
 
+/// This database, as a location.
+fn here() -> pg_sys::Datum {
+    // SAFETY: a string of the current memory context; the database that the session is connected to exists.
+    let name = unsafe {
+        std::ffi::CStr::from_ptr(pg_sys::get_database_name(pg_sys::MyDatabaseId)).to_string_lossy()
+    };
+    let mut location = Object::new();
+    location.push("database", &quote(&name));
+    json::parse(&location.finish())
+}
+
 /// The deployments that are defined.
 pub fn deployments() -> Result<Rc<Deployments>> {
     static DEPLOYMENTS: Kept<Deployments> = Kept::new();
@@ -64,10 +75,11 @@ pub fn deployments() -> Result<Rc<Deployments>> {
             let spec = row.json(deployment::SPEC);
             let deployment = Deployment {
                 image: row.get(deployment::IMAGE).unwrap_or_default(),
-                location: spec.as_ref().and_then(|spec| spec.field("location")).map(|location| {
+                location: {
+                    let location = spec.as_ref().and_then(|spec| spec.field("location"));
                     // SAFETY: the field of a jsonb is one.
-                    unsafe { Json::copy(location) }
-                }),
+                    unsafe { Json::copy(location.unwrap_or_else(here)) }
+                },
                 // It was checked when it was written.
                 spec: spec.and_then(|spec| Spec::parse(&spec.text()).ok()).unwrap_or_default(),
                 releases: Vec::new(),
