@@ -331,6 +331,13 @@ fn who_may_deploy() {
     for call in &calls {
         db.connect(&office).run(call);
     }
+    // The history names tenants.
+    admin.run("SELECT tenant_release('api-service', 'api:3', 10)");
+    let reader = db.role_name("reader");
+    db.role(&reader, "LOGIN IN ROLE pg_read_all_data");
+    for (role, sees) in [(&office, true), (&reader, false)] {
+        assert_eq!(db.connect(role).one::<bool>("SELECT count(*) > 0 FROM tenant_releases"), sees, "{role}");
+    }
     let by: String =
         admin.one(&format!("SELECT released_by FROM tenant_rls.releases WHERE release_id = {id}"));
     assert_eq!(by, admin.one::<String>("SELECT session_user::text"));

@@ -290,10 +290,14 @@ fn the_steady_state_reads_no_table() {
                  WHERE schemaname = 'tenant_rls'";
     a.run("BEGIN");
     a.run(&format!("DO $$ BEGIN {calls} END $$"));
-    let before: i64 = a.one(scans);
-    assert!(before > 0, "the first call looks them up");
-    a.run(&format!("DO $$ BEGIN FOR n IN 1..100 LOOP {calls} END LOOP; END $$"));
-    assert_eq!(a.one::<i64>(scans), before);
+    assert!(a.one::<i64>(scans) > 0, "the first call looks them up");
+    // A busy server drops invalidations, its other databases' too, and has everything looked up again.
+    let no_scan = (0..50).any(|_| {
+        let before: i64 = a.one(scans);
+        a.run(&format!("DO $$ BEGIN FOR n IN 1..20 LOOP {calls} END LOOP; END $$"));
+        a.one::<i64>(scans) == before
+    });
+    assert!(no_scan);
     a.run("COMMIT");
 }
 

@@ -150,7 +150,8 @@ SELECT
         FROM tenant_rls.release_targets AS t
         WHERE t.release_id OPERATOR(pg_catalog.=) r.release_id AND t.tenant_id IS NOT NULL
     ) AS tenants
-FROM tenant_rls.releases AS r;
+FROM tenant_rls.releases AS r
+WHERE tenant_rls.sees_all();
 COMMENT ON VIEW @extschema@.tenant_releases IS
 'the history of releases: whom each was for, and what became of it';
 
