@@ -91,6 +91,11 @@ fn deployments() {
 }
 
 #[test]
+fn cache() {
+    check("docs/cache.md");
+}
+
+#[test]
 fn operations() {
     check("docs/operations.md");
 }

@@ -9,6 +9,7 @@ mod harness;
 
 mod attacks;
 mod audit;
+mod cache;
 mod cluster;
 mod context;
 mod deployment;

@@ -21,6 +21,12 @@ function set_tenant_ticket(text,boolean)
 function tenant_assert()
 function tenant_audit()
 function tenant_billing_set(uuid,timestamp with time zone,text)
+function tenant_cache_delete(text)
+function tenant_cache_get(text)
+function tenant_cache_invalidate(text)
+function tenant_cache_key(text)
+function tenant_cache_set(text,jsonb,interval)
+function tenant_cache_stats()
 function tenant_context()
 function tenant_create(uuid,text,text,text,bigint)
 function tenant_delete(uuid)
@@ -118,6 +124,7 @@ function tenant_rls.audit_tenant_stored()
 function tenant_rls.audit_unfiltered_privilege()
 function tenant_rls.audit_unique_without_tenant()
 function tenant_rls.audit_volatile_policy()
+function tenant_rls.cache_key_matches(text,text)
 function tenant_rls.close_before_drop()
 function tenant_rls.crossing_rows(oid)
 function tenant_rls.gauge_follow_tree()
@@ -173,6 +180,8 @@ sequence tenant_rls.releases_release_id_seq
 table tenant_rls.attachments
 table tenant_rls.audits
 table tenant_rls.billing_changes
+table tenant_rls.cache
+table tenant_rls.cache_parts
 table tenant_rls.changes
 table tenant_rls.deployment_routes
 table tenant_rls.deployments
@@ -194,9 +203,11 @@ table tenant_rls.signing_keys
 table tenant_rls.tenants
 table tenant_rls.usage
 table tenant_rls.used_tickets
+type tenant_cache_stats_result
 type tenant_feature_result
 type tenant_quota_result
 type tenant_route_result
+view tenant_cache_usage
 view tenant_quota_invariants
 view tenant_releases
 view tenant_storage
@@ -224,6 +235,7 @@ EXECUTE tenant_rls.sees_all()
 EXECUTE tenant_rls.storage_of(uuid)
 EXECUTE tenant_rls.usage_of(uuid)
 EXECUTE tenant_unprotect(regclass)
+USAGE tenant_cache_stats_result
 USAGE tenant_feature_result
 USAGE tenant_quota_result
 USAGE tenant_route_result
@@ -235,6 +247,12 @@ EXECUTE reset_tenant()
 EXECUTE set_tenant(uuid,boolean)
 EXECUTE set_tenant_key(bigint,boolean)
 EXECUTE set_tenant_ticket(text,boolean)
+EXECUTE tenant_cache_delete(text)
+EXECUTE tenant_cache_get(text)
+EXECUTE tenant_cache_invalidate(text)
+EXECUTE tenant_cache_key(text)
+EXECUTE tenant_cache_set(text,jsonb,interval)
+EXECUTE tenant_cache_stats()
 EXECUTE tenant_context()
 EXECUTE tenant_feature(text)
 EXECUTE tenant_feature_enabled(text,boolean)
@@ -287,6 +305,7 @@ EXECUTE tenant_setting_set(text,jsonb,text,uuid,text)
 EXECUTE tenant_setting_unset(text,text,uuid,text)
 EXECUTE tenant_suspend(uuid,text)
 EXECUTE tenant_unfence(uuid)
+SELECT tenant_cache_usage
 SELECT tenant_quota_invariants
 SELECT tenant_releases
 SELECT tenant_storage
@@ -514,7 +533,9 @@ fn every_object_has_a_comment() {
         ),
     );
     assert_eq!(silent, "\n\n");
-    for name in ["tenant_quota_result", "tenant_feature_result", "tenant_route_result"] {
+    for name in
+        ["tenant_quota_result", "tenant_cache_stats_result", "tenant_feature_result", "tenant_route_result"]
+    {
         let sql = format!("SELECT obj_description('{name}'::regtype, 'pg_type') IS NOT NULL");
         assert!(admin.one::<bool>(&sql), "{name}");
     }
@@ -563,6 +584,9 @@ fn tour(admin: &mut Client) {
          SELECT tenant_release_promote(1), tenant_release('api', 'api:3', 50); SELECT tenant_release_rollback(2), tenant_release_rollback(1);
          SELECT * FROM tenant_route(); SELECT * FROM tenant_releases; SELECT * FROM tenant_feature('dark');
          SELECT tenant_feature_enabled('dark'), tenant_features(), tenant_features_configmap(); SELECT tenant_deployment_drop('api');
+         SELECT tenant_cache_set(pg_catalog.concat('k', n), '1') FROM pg_catalog.generate_series(1, 40) AS n; SELECT tenant_cache_get('k1'), tenant_cache_delete('k1');
+         SELECT tenant_cache_invalidate('k[2-3]*'), tenant_cache_key('k'); SELECT * FROM tenant_cache_stats(); SELECT * FROM tenant_cache_usage;
+         SELECT tenant_quota_set('{A}', 'cache_bytes', 500), tenant_cache_set('k1', '1');
          INSERT INTO public.rows (id) VALUES (1), (2), (3); INSERT INTO public.keys DEFAULT VALUES;
          UPDATE public.rows SET id = 4 WHERE id OPERATOR(pg_catalog.=) 1"
     ));

@@ -33,6 +33,10 @@ pub enum Error {
     Null(&'static str),
     /// An argument has a value that its type allows and its meaning does not.
     Invalid { what: &'static str, value: String, hint: String },
+    /// A text is longer than what it is kept in.
+    TooLong { what: &'static str, bytes: usize, most: usize, hint: &'static str },
+    /// A time that does not lie ahead.
+    NotAhead { what: &'static str, value: String, hint: &'static str },
     /// No such tenant; said only to a role that may act for every tenant.
     UnknownTenant(TenantId),
     /// No tenant has this key; said only to a role that may act for every tenant.
@@ -191,6 +195,18 @@ impl Error {
                 format!("invalid {what}: \"{}\"", shorten(value)),
                 String::new(),
                 hint.clone(),
+            ),
+            Error::TooLong { what, bytes, most, hint } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("{what} is too long"),
+                format!("It has {bytes} bytes; {most} are the most."),
+                (*hint).into(),
+            ),
+            Error::NotAhead { what, value, hint } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid {what}: \"{}\"", shorten(value)),
+                "It is over when it begins.".into(),
+                (*hint).into(),
             ),
             Error::UnknownTenant(tenant) => (
                 ERRCODE_UNDEFINED_OBJECT,
@@ -396,6 +412,12 @@ impl Error {
                 format!("resource \"{resource}\" is not a gauge"),
                 "Units of a counter are used up; they come back with the next period or a rollback.".into(),
                 String::new(),
+            ),
+            Error::Attached { resource } if resource == "cache_bytes" => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "gauge \"cache_bytes\" follows the tenant's cache".into(),
+                "It changes with the entries, and with nothing else.".into(),
+                "Call tenant_cache_delete or tenant_cache_invalidate.".into(),
             ),
             Error::Attached { resource } => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -4,8 +4,8 @@
 //!
 //! A subject is one file, the folder of its parts, one SQL file and one test file, all of one name. Imports run
 //! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`], [`purge`], [`feature`], [`setting`], [`deployment`],
-//! [`request`]) → [`context`] → [`registry`] → `plan`, `gucs`, `error`, [`tenant`]. Files marked "Pure" import nothing
-//! of the server.
+//! [`request`], [`cache`]) → [`context`] → [`registry`] → `plan`, `gucs`, `error`, [`tenant`]. Files marked "Pure"
+//! import nothing of the server.
 
 // Rights travel between functions as `Result`, whose error is an enum with the facts of the message.
 #![allow(clippy::result_large_err)]
@@ -13,6 +13,7 @@
 use pgrx::prelude::*;
 
 mod backend;
+pub mod cache;
 mod call;
 mod composite;
 pub mod context;
@@ -48,6 +49,7 @@ extension_sql_file!("../sql/prove.sql", name = "prove", requires = ["purge"]);
 extension_sql_file!("../sql/feature.sql", name = "feature", requires = ["prove"]);
 extension_sql_file!("../sql/setting.sql", name = "setting", requires = ["feature"]);
 extension_sql_file!("../sql/deployment.sql", name = "deployment", requires = ["setting"]);
+extension_sql_file!("../sql/cache.sql", name = "cache", requires = ["deployment"]);
 extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 
 /// Called by the server when it loads the library.

@@ -15,9 +15,11 @@
 //! This file has the tenants and the cache; `catalog` the tables and the invalidations, `rights` who may do
 //! what, `keys` what tickets are signed with, `limits` resources and quotas, `units` what was used, `tables` what
 //! is protected, `features`, `settings` and `deployments` what is defined of them for everybody, `own` what one tenant
-//! has of them; `scan` reads rows, `admin` is the SQL functions, `target` whom a value is meant for.
+//! has of them, `cache` the rows of tenants' caches; `scan` reads rows, `admin` is the SQL functions, `target` whom a
+//! value is meant for.
 
 pub mod admin;
+pub mod cache;
 pub mod catalog;
 pub mod deployments;
 pub mod features;

@@ -25,6 +25,12 @@ pub const APPLICATION_FUNCTIONS: &[&str] = &[
     "tenant_features()",
     "tenant_setting(text, jsonb)",
     "tenant_route(uuid)",
+    "tenant_cache_get(text)",
+    "tenant_cache_set(text, jsonb, interval)",
+    "tenant_cache_delete(text)",
+    "tenant_cache_invalidate(text)",
+    "tenant_cache_stats()",
+    "tenant_cache_key(text)",
 ];
 
 /// What an application reads. `tenant_grant` gives SELECT on these.
@@ -76,6 +82,7 @@ pub const OPERATOR_VIEWS: &[&str] = &[
     "tenant_tables",
     "tenant_quota_invariants",
     "tenant_releases",
+    "tenant_cache_usage",
 ];
 
 #[pg_extern(sql = false)]

@@ -39,6 +39,12 @@ pub(crate) struct Catalog {
     pub(super) releases: pg_sys::Oid,
     pub(super) release_targets: pg_sys::Oid,
     pub(super) release_targets_tenant: pg_sys::Oid,
+    pub(super) cache: pg_sys::Oid,
+    pub(super) cache_pkey: pg_sys::Oid,
+    pub(super) cache_age: pg_sys::Oid,
+    pub(super) cache_expiry: pg_sys::Oid,
+    pub(super) cache_parts: pg_sys::Oid,
+    pub(super) cache_parts_pkey: pg_sys::Oid,
     pub(super) protected_tables: pg_sys::Oid,
     pub(super) usage: pg_sys::Oid,
     pub(super) usage_pkey: pg_sys::Oid,
@@ -49,7 +55,7 @@ pub(crate) struct Catalog {
 impl Catalog {
     /// Whether tables that this library knows are not there: an older SQL version has fewer.
     fn is_partial(&self) -> bool {
-        self.release_targets_tenant == pg_sys::InvalidOid
+        self.release_targets_tenant == pg_sys::InvalidOid || self.cache_parts_pkey == pg_sys::InvalidOid
     }
 }
 
@@ -286,6 +292,12 @@ fn find_catalog() -> Option<Catalog> {
             releases: relation("releases", schema),
             release_targets: relation("release_targets", schema),
             release_targets_tenant: relation("release_targets_tenant_idx", schema),
+            cache: relation("cache", schema),
+            cache_pkey: relation("cache_pkey", schema),
+            cache_age: relation("cache_age_idx", schema),
+            cache_expiry: relation("cache_expiry_idx", schema),
+            cache_parts: relation("cache_parts", schema),
+            cache_parts_pkey: relation("cache_parts_pkey", schema),
             protected_tables: relation("protected_tables", schema),
             usage: relation("usage", schema),
             usage_pkey: relation("usage_pkey", schema),

@@ -157,6 +157,26 @@ pub mod usage {
     pub const USED: i16 = 5;
 }
 
+/// Column numbers of `tenant_rls.cache`.
+pub mod cache {
+    pub const TENANT_ID: i16 = 1;
+    pub const EXPIRES_AT: i16 = 2;
+    pub const SET_AT: i16 = 3;
+    pub const SIZE: i16 = 4;
+    pub const KEY: i16 = 6;
+    pub const VALUE: i16 = 7;
+}
+
+/// Column numbers of `tenant_rls.cache_parts`.
+pub mod cache_parts {
+    pub const TENANT_ID: i16 = 1;
+    pub const KEY_COUNT: i16 = 3;
+    pub const SIZE: i16 = 4;
+    pub const HITS: i16 = 5;
+    pub const MISSES: i16 = 6;
+    pub const EVICTIONS: i16 = 7;
+}
+
 /// What a column must equal.
 pub enum Key<'a> {
     /// A `uuid` column.
@@ -218,6 +238,16 @@ impl Row {
         self.get::<i64>(column)
     }
 
+    /// A `jsonb` column, copied into the current memory context.
+    pub fn server_json(&self, column: i16) -> Option<pg_sys::Datum> {
+        let mut is_null = false;
+        // SAFETY: as in `get`; detoasting makes a copy of what is not in the row as it is.
+        unsafe {
+            let datum = pg_sys::heap_getattr(self.tuple, c_int::from(column), self.descriptor, &mut is_null);
+            (!is_null).then(|| pg_sys::Datum::from(pg_sys::pg_detoast_datum_copy(datum.cast_mut_ptr())))
+        }
+    }
+
     /// A `jsonb` column, copied.
     pub fn json(&self, column: i16) -> Option<Json> {
         let mut is_null = false;
@@ -234,6 +264,41 @@ impl Row {
 /// Rows come in no promised order. `each` copies what it keeps.
 pub fn scan(table: pg_sys::Oid, index: pg_sys::Oid, keys: &[Key], mut each: impl FnMut(&Row)) {
     walk(table, pg_sys::AccessShareLock, index, keys, |_, row| each(row));
+}
+
+/// As [`scan`], in the order of the index, until `each` answers false. The index must be valid.
+pub fn scan_in_order(
+    table: pg_sys::Oid,
+    index: pg_sys::Oid,
+    keys: &[Key],
+    mut each: impl FnMut(&Row) -> bool,
+) {
+    // SAFETY: as in `walk`.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let order = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
+        let mut scan_keys: [pg_sys::ScanKeyData; 3] = std::mem::zeroed();
+        for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
+            fill(scan_key, key);
+        }
+        let scan = pg_sys::systable_beginscan_ordered(
+            relation,
+            order,
+            std::ptr::null_mut(),
+            keys.len() as c_int,
+            scan_keys.as_mut_ptr(),
+        );
+        let descriptor = (*relation).rd_att;
+        loop {
+            let tuple = pg_sys::systable_getnext_ordered(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() || !each(&Row { tuple, descriptor }) {
+                break;
+            }
+        }
+        pg_sys::systable_endscan_ordered(scan);
+        pg_sys::index_close(order, pg_sys::AccessShareLock as i32);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+    }
 }
 
 /// What became of a row that [`change`] was asked to change.
