@@ -62,7 +62,7 @@ run: ## A private cluster with the extension, and psql
 	@echo "The cluster is still running; stop it with: scripts/cluster stop"
 
 bench: ## Measure, into bench/results/
-	@scripts/setup $(PG)
+	@scripts/setup --bench $(PG)
 	@scripts/install $(PG) run
 	@bench/run
 

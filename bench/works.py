@@ -1,10 +1,13 @@
 """What is measured, against what, and the targets; and the databases that it needs."""
 
 import hashlib
+import os
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache import PLAIN, TENANTS, Calls, Invalidation, Redis
 from harness import Server, Session, Side
 
 HERE = Path(__file__).resolve().parent
@@ -14,6 +17,9 @@ PREFIX = "00000000-0000-4000-8000-"
 FIRST = 100000000001
 LARGE_TENANT = f"{PREFIX}{FIRST}"
 CUSTOMER = hashlib.md5(b"customer 1").hexdigest()
+
+# Keys of one tenant's cache, of which a thousand are invalidated.
+MANY_KEYS = int(os.environ.get("TENANT_RLS_BENCH_KEYS", "10000000"))
 
 COMMON_SETTINGS = [
     "shared_buffers = '1500MB'",
@@ -53,6 +59,8 @@ class Work:
     restarts: bool = False
     # Values of the script's variables, where the sides' plans are to be compared.
     sample: dict[str, str] | None = None
+    # What else is to be said, when all rounds are over.
+    note: Callable[[], str] | None = None
 
 
 @dataclass
@@ -76,6 +84,7 @@ class Databases:
         self.progress = progress
         self.ready = set()
         self.made_of = ""
+        self.running_redis = None
 
     def _origin(self):
         """Tells databases of one extension and one version of these files from those of another."""
@@ -156,6 +165,62 @@ class Databases:
             server.sql(name, "GRANT SELECT, INSERT, UPDATE, DELETE ON hand_limits, hand_usage TO bench_app")
 
         return self._make("bench_quota", make)
+
+    def features(self):
+        def make(server, name):
+            server.sql("postgres", f"CREATE DATABASE {name}")
+            self._extension(server, name, 1000)
+            server.sql(
+                name,
+                """
+                SELECT tenant_feature_define('f' || n, 'false'), tenant_feature_set('f' || n, 'true', rollout_percent => 50)
+                FROM generate_series(1, 50) AS n;
+                SELECT tenant_setting_set('size', '20', 'global');
+                SELECT tenant_deployment_define('api', '{"image": "api:1"}'), tenant_release('api', 'api:2', 50);
+                """,
+            )
+
+        return self._make("bench_features", make)
+
+    def redis(self):
+        if not self.running_redis:
+            self.running_redis = Redis()
+        return self.running_redis
+
+    def cache(self):
+        def make(server, name):
+            server.sql("postgres", f"CREATE DATABASE {name}")
+            self._extension(server, name, 1000)
+            server.sql(
+                name,
+                """
+                CREATE UNLOGGED TABLE plain_cache (
+                    tenant_id uuid, key text COLLATE "C", value jsonb, expires_at timestamptz, PRIMARY KEY (tenant_id, key));
+                GRANT SELECT, INSERT, UPDATE ON plain_cache TO bench_app;
+                """,
+            )
+
+        return self._make("bench_cache", make)
+
+    def cache_of_many(self):
+        def make(server, name):
+            server.sql("postgres", f"CREATE DATABASE {name}")
+            self._extension(server, name, 1000)
+            # As one statement, for the time; what tenant_cache_set would have written.
+            server.sql(
+                name,
+                f"""
+                SELECT tenant_quota_set('{LARGE_TENANT}', 'cache_bytes', NULL, unlimited => true);
+                INSERT INTO tenant_rls.cache (tenant_id, expires_at, set_at, size, replaced, key, value)
+                SELECT '{LARGE_TENANT}', now() + interval '1 day', clock_timestamp(), 130, 0,
+                    'many:' || n / 1000 || ':' || n % 1000, '{{"n": 1}}'
+                FROM generate_series(0, {MANY_KEYS - 1}) AS n;
+                INSERT INTO tenant_rls.cache_parts VALUES ('{LARGE_TENANT}', 0, {MANY_KEYS}, {MANY_KEYS * 130}, 0, 0, 0);
+                VACUUM ANALYZE tenant_rls.cache;
+                """,
+            )
+
+        return self._make("bench_cache_many", make)
 
     def tenants(self, number):
         def make(server, name):
@@ -519,6 +584,98 @@ def check(databases):
     )
 
 
+def feature(databases):
+    def side(script, loop):
+        return Side(
+            databases.library,
+            databases.features(),
+            script=script,
+            loop=loop,
+            declare="v_value jsonb; v_reason text; v_one int;",
+            options=f"-c app.current_tenant={LARGE_TENANT}",
+        )
+
+    # An empty FROM clause would take the executor's shortcut inside PL/pgSQL; INTO does not.
+    one = side("SELECT 1;\n", "SELECT 1 INTO v_one;")
+    peer = [Against("plain", "`SELECT 1`, prepared", 1.5)]
+    asked = {
+        "feature": ("`tenant_feature`, a share of 50 %, 50 features", "value, reason", "tenant_feature('f25')"),
+        "feature-enabled": ("`tenant_feature_enabled`", "t", "tenant_feature_enabled('f25') AS t"),
+        "setting": ("`tenant_setting`", "t", "tenant_setting('size') AS t"),
+        "route": ("`tenant_route`", "deployment, image", "tenant_route()"),
+    }
+    return [
+        Work(
+            name,
+            text,
+            {
+                "ours": side(
+                    f"SELECT {columns} FROM {call};\n", f"PERFORM {columns} FROM {call};"
+                ),
+                "plain": one,
+            },
+            peer,
+        )
+        for name, (text, columns, call) in asked.items()
+    ]
+
+
+def cache(databases):
+    database = databases.cache()
+    server, redis = databases.library, databases.redis()
+
+    def work(what, size, text):
+        return Work(
+            f"cache-{what}-{size}",
+            text,
+            {
+                "ours": Calls(server, database, what=what, size=size),
+                "redis": Calls(server, redis=redis, what=what, size=size),
+                "table": Calls(server, database, PLAIN, what=what, size=size),
+            },
+            [
+                Against("redis", f"Redis, `{'GET' if what == 'get' else 'SETEX'}`", 1.25 if what == "get" else None),
+                Against("table", "an unlogged table by hand, prepared"),
+            ],
+            clients=TENANTS,
+            calls=0,
+        )
+
+    return [
+        work(what, size, f"`tenant_cache_{what}`, {text}, {TENANTS} clients")
+        for what in ("get", "set")
+        for size, text in ((100, "100 B"), (10000, "10 kB"))
+    ]
+
+
+def cache_invalidate(databases):
+    waits = {"ours": [], "redis": []}
+    server, redis = databases.library, databases.redis()
+    sides = {
+        "ours": Invalidation(server, databases.cache_of_many(), worst=waits["ours"]),
+        "redis": Invalidation(server, redis=redis, worst=waits["redis"]),
+    }
+    databases.progress(f"filling Redis with {MANY_KEYS} keys")
+    sides["redis"].do("fill-many", clients=1, keys=MANY_KEYS)
+
+    def note():
+        worst = {name: statistics.median(samples) / 1000 for name, samples in waits.items()}
+        return (
+            f"`cache-invalidate`: the slowest get of another client meanwhile took {worst['ours']:.1f} ms"
+            f" here and {worst['redis']:.1f} ms in Redis (medians of the rounds)."
+        )
+
+    return Work(
+        "cache-invalidate",
+        f"`tenant_cache_invalidate`, 1 000 keys of {MANY_KEYS:,} of a tenant".replace(",", " "),
+        sides,
+        [Against("redis", "Redis, `KEYS` and `DEL`", 0.1)],
+        clients=1,
+        calls=0,
+        note=note,
+    )
+
+
 def unprotected(databases):
     scripts = {
         "select": (
@@ -652,6 +809,9 @@ GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
         consume,
     ),
     "check": (["check"], lambda d: [check(d)]),
+    "feature": (["feature", "feature-enabled", "setting", "route"], feature),
+    "cache": (["cache-get-100", "cache-get-10000", "cache-set-100", "cache-set-10000"], cache),
+    "cache-invalidate": (["cache-invalidate"], lambda d: [cache_invalidate(d)]),
     "unprotected": (["unprotected-select", "unprotected-tpcb"], unprotected),
     "ddl": (["ddl-table", "ddl-alter"], ddl),
     "memory": (["memory"], lambda d: [memory(d)]),

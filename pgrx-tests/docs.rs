@@ -81,6 +81,26 @@ fn usage() {
 }
 
 #[test]
+fn features() {
+    check("docs/features.md");
+}
+
+#[test]
+fn settings() {
+    check("docs/settings.md");
+}
+
+#[test]
+fn deployments() {
+    check("docs/deployments.md");
+}
+
+#[test]
+fn cache() {
+    check("docs/cache.md");
+}
+
+#[test]
 fn operations() {
     check("docs/operations.md");
 }

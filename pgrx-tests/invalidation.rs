@@ -255,6 +255,97 @@ fn limits_are_seen() {
     }
 }
 
+const FEATURE: &str = "SELECT value::text FROM tenant_feature('checkout')";
+const SETTING: &str = "SELECT tenant_setting('color')::text";
+const ROUTE: &str = "SELECT image FROM tenant_route()";
+
+/// Sessions that ask for a feature, a setting and a route, and what they must answer after each change.
+#[track_caller]
+fn changes_show(db: &Db, sql: &str, changes: &[(&str, &str)]) {
+    let mut sessions = watchers(db, &db.app(), &[sql]);
+    let mut admin = db.admin();
+    for (change, answer) in changes {
+        admin.run(&change.replace("{A}", A));
+        all_answer(&mut sessions, Ok(answer));
+    }
+}
+
+/// A feature that is set, switched, dropped, and the plan that it is set for.
+#[test]
+fn features_are_seen() {
+    let db = Db::with_orders();
+    db.admin().run("SELECT tenant_feature_define('checkout', '0')");
+    changes_show(
+        &db,
+        FEATURE,
+        &[
+            ("SELECT tenant_feature_set('checkout', '1')", "1"),
+            ("SELECT tenant_feature_set('checkout', '2', 'plan', plan => 'starter')", "1"),
+            ("SELECT tenant_plan_change('{A}', 'starter')", "2"),
+            ("SELECT tenant_feature_set('checkout', '3', 'tenant', '{A}')", "3"),
+            ("UPDATE tenant_rls.feature_values SET value = '4' WHERE tenant_id = '{A}'", "4"),
+            ("SELECT tenant_feature_switch('checkout', false)", "0"),
+            ("SELECT tenant_feature_switch('checkout', true)", "4"),
+            ("TRUNCATE tenant_rls.feature_values", "0"),
+            ("SELECT tenant_feature_drop('checkout')", "NULL"),
+            ("SELECT tenant_feature_define('checkout', '5')", "5"),
+        ],
+    );
+}
+
+/// A setting of everybody, a plan, a tenant.
+#[test]
+fn settings_are_seen() {
+    let db = Db::with_orders();
+    changes_show(
+        &db,
+        SETTING,
+        &[
+            ("SELECT tenant_setting_set('color', '1', 'global')", "1"),
+            ("SELECT tenant_setting_set('color', '2', 'plan', plan => 'free')", "2"),
+            ("SELECT tenant_setting_set('color', '3', 'tenant', '{A}')", "3"),
+            ("UPDATE tenant_rls.tenants SET settings = '{}'", "2"),
+            ("SELECT tenant_plan_change('{A}', 'starter')", "1"),
+            ("TRUNCATE tenant_rls.settings", "NULL"),
+        ],
+    );
+}
+
+/// A release, its share, its promotion; a deployment that was chosen; the region.
+#[test]
+fn routes_are_seen() {
+    let db = Db::with_orders();
+    db.admin().run("SELECT tenant_deployment_define('api', '{\"image\": \"api:1\"}')");
+    changes_show(
+        &db,
+        ROUTE,
+        &[
+            ("SELECT tenant_release('api', 'api:2', 0, tenants => '{{A}}')", "api:2"),
+            ("SELECT tenant_release_rollback(1)", "api:1"),
+            ("SELECT tenant_release('api', 'api:3', 100)", "api:3"),
+            ("SELECT tenant_release('api', 'api:3', 0)", "api:1"),
+            ("SELECT tenant_release_promote(max(release_id)) FROM tenant_releases", "api:3"),
+            ("SELECT tenant_deployment_define('eu', '{\"image\": \"eu:1\", \"region\": \"eu\"}')", "api:3"),
+            ("UPDATE tenant_rls.tenants SET region = 'eu' WHERE tenant_id = '{A}'", "eu:1"),
+            ("SELECT tenant_route_set('{A}', 'api')", "api:3"),
+            ("SELECT tenant_route_unset('{A}')", "eu:1"),
+            ("SELECT tenant_deployment_drop('eu')", "api:3"),
+        ],
+    );
+}
+
+/// A suspended tenant has neither features nor settings nor a route.
+#[test]
+fn a_suspended_tenant_has_no_features() {
+    let db = Db::with_orders();
+    db.admin().run(
+        "SELECT tenant_feature_define('checkout', '0'), tenant_deployment_define('api', '{\"image\": \"api:1\"}')",
+    );
+    let mut sessions = watchers(&db, &db.app(), &[FEATURE, SETTING, ROUTE, "SELECT tenant_context()::text"]);
+    db.admin().run(&format!("SELECT tenant_suspend('{A}')"));
+    all_answer(&mut sessions, Err("55000"));
+}
+
 /// A table that is protected while a session has a plan for it is closed at once.
 #[test]
 fn protection_is_seen() {

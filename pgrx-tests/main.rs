@@ -9,10 +9,13 @@ mod harness;
 
 mod attacks;
 mod audit;
+mod cache;
 mod cluster;
 mod context;
+mod deployment;
 mod docs;
 mod dump;
+mod feature;
 mod gauge;
 mod guard;
 mod invalidation;
@@ -25,6 +28,7 @@ mod purge;
 mod quota;
 mod registry;
 mod repair;
+mod setting;
 mod signer;
 mod usage;
 

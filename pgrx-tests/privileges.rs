@@ -23,9 +23,27 @@ function set_tenant_ticket(text,boolean)
 function tenant_assert()
 function tenant_audit()
 function tenant_billing_set(uuid,timestamp with time zone,text)
+function tenant_cache_delete(text)
+function tenant_cache_get(text)
+function tenant_cache_invalidate(text)
+function tenant_cache_key(text)
+function tenant_cache_set(text,jsonb,interval)
+function tenant_cache_stats()
 function tenant_context()
 function tenant_create(uuid,text,text,text,bigint)
 function tenant_delete(uuid)
+function tenant_deployment_define(text,jsonb)
+function tenant_deployment_drop(text)
+function tenant_deployment_manifest(text,bigint)
+function tenant_feature(text)
+function tenant_feature_define(text,jsonb,text)
+function tenant_feature_drop(text)
+function tenant_feature_enabled(text,boolean)
+function tenant_feature_set(text,jsonb,text,uuid,text,numeric,timestamp with time zone)
+function tenant_feature_switch(text,boolean)
+function tenant_feature_unset(text,text,uuid,text)
+function tenant_features()
+function tenant_features_configmap()
 function tenant_fence(uuid,interval)
 function tenant_gauge_changed()
 function tenant_grant(regrole)
@@ -52,6 +70,9 @@ function tenant_quota_release(text,bigint)
 function tenant_quota_set(uuid,text,bigint,boolean,timestamp with time zone)
 function tenant_quota_try_consume(text,bigint,text)
 function tenant_quota_unset(uuid,text)
+function tenant_release(text,text,numeric,text,uuid[])
+function tenant_release_promote(bigint)
+function tenant_release_rollback(bigint)
 function tenant_repair(regclass,boolean)
 function tenant_resource_define(text,text,text,text)
 function tenant_resume(uuid)
@@ -107,6 +128,7 @@ function tenant_rls.audit_tenant_stored()
 function tenant_rls.audit_unfiltered_privilege()
 function tenant_rls.audit_unique_without_tenant()
 function tenant_rls.audit_volatile_policy()
+function tenant_rls.cache_key_matches(text,text)
 function tenant_rls.close_before_drop()
 function tenant_rls.crossing_rows(oid)
 function tenant_rls.ddl_guard()
@@ -146,6 +168,12 @@ function tenant_rls.same_acl(text[],text[])
 function tenant_rls.sees_all()
 function tenant_rls.storage_of(uuid)
 function tenant_rls.usage_of(uuid)
+function tenant_route(uuid)
+function tenant_route_set(uuid,text)
+function tenant_route_unset(uuid)
+function tenant_setting(text,jsonb)
+function tenant_setting_set(text,jsonb,text,uuid,text)
+function tenant_setting_unset(text,text,uuid,text)
 function tenant_signing_key_drop(text)
 function tenant_signing_key_set(text,text,bytea,timestamp with time zone,timestamp with time zone)
 function tenant_suspend(uuid,text)
@@ -154,10 +182,17 @@ function tenant_unprotect(regclass)
 procedure tenant_purge(uuid,integer)
 schema tenant_rls
 sequence tenant_rls.changes_change_id_seq
+sequence tenant_rls.releases_release_id_seq
 table tenant_rls.attachments
 table tenant_rls.audits
 table tenant_rls.billing_changes
+table tenant_rls.cache
+table tenant_rls.cache_parts
 table tenant_rls.changes
+table tenant_rls.deployment_routes
+table tenant_rls.deployments
+table tenant_rls.feature_values
+table tenant_rls.features
 table tenant_rls.grants
 table tenant_rls.lockdowns
 table tenant_rls.operators
@@ -165,14 +200,22 @@ table tenant_rls.overrides
 table tenant_rls.plan_limits
 table tenant_rls.plans
 table tenant_rls.protected_tables
+table tenant_rls.release_targets
+table tenant_rls.releases
 table tenant_rls.removed_defaults
 table tenant_rls.resources
+table tenant_rls.settings
 table tenant_rls.signing_keys
 table tenant_rls.tenants
 table tenant_rls.usage
 table tenant_rls.used_tickets
+type tenant_cache_stats_result
+type tenant_feature_result
 type tenant_quota_result
+type tenant_route_result
+view tenant_cache_usage
 view tenant_quota_invariants
+view tenant_releases
 view tenant_storage
 view tenant_tables
 view tenant_usage
@@ -198,7 +241,10 @@ EXECUTE tenant_rls.sees_all()
 EXECUTE tenant_rls.storage_of(uuid)
 EXECUTE tenant_rls.usage_of(uuid)
 EXECUTE tenant_unprotect(regclass)
+USAGE tenant_cache_stats_result
+USAGE tenant_feature_result
 USAGE tenant_quota_result
+USAGE tenant_route_result
 ";
 
 /// What tenant_grant gives.
@@ -207,12 +253,23 @@ EXECUTE reset_tenant()
 EXECUTE set_tenant(uuid,boolean)
 EXECUTE set_tenant_key(bigint,boolean)
 EXECUTE set_tenant_ticket(text,boolean)
+EXECUTE tenant_cache_delete(text)
+EXECUTE tenant_cache_get(text)
+EXECUTE tenant_cache_invalidate(text)
+EXECUTE tenant_cache_key(text)
+EXECUTE tenant_cache_set(text,jsonb,interval)
+EXECUTE tenant_cache_stats()
 EXECUTE tenant_context()
+EXECUTE tenant_feature(text)
+EXECUTE tenant_feature_enabled(text,boolean)
+EXECUTE tenant_features()
 EXECUTE tenant_quota_check(text,bigint)
 EXECUTE tenant_quota_consume(text,bigint,text)
 EXECUTE tenant_quota_consume_many(jsonb,text)
 EXECUTE tenant_quota_release(text,bigint)
 EXECUTE tenant_quota_try_consume(text,bigint,text)
+EXECUTE tenant_route(uuid)
+EXECUTE tenant_setting(text,jsonb)
 SELECT tenant_storage
 SELECT tenant_usage
 SELECT tenant_usage_history
@@ -225,6 +282,15 @@ EXECUTE tenant_audit()
 EXECUTE tenant_billing_set(uuid,timestamp with time zone,text)
 EXECUTE tenant_create(uuid,text,text,text,bigint)
 EXECUTE tenant_delete(uuid)
+EXECUTE tenant_deployment_define(text,jsonb)
+EXECUTE tenant_deployment_drop(text)
+EXECUTE tenant_deployment_manifest(text,bigint)
+EXECUTE tenant_feature_define(text,jsonb,text)
+EXECUTE tenant_feature_drop(text)
+EXECUTE tenant_feature_set(text,jsonb,text,uuid,text,numeric,timestamp with time zone)
+EXECUTE tenant_feature_switch(text,boolean)
+EXECUTE tenant_feature_unset(text,text,uuid,text)
+EXECUTE tenant_features_configmap()
 EXECUTE tenant_fence(uuid,interval)
 EXECUTE tenant_list(text)
 EXECUTE tenant_plan_change(uuid,text)
@@ -233,11 +299,21 @@ EXECUTE tenant_plan_limit_set(text,text,bigint,boolean,text,text)
 EXECUTE tenant_purge(uuid,integer)
 EXECUTE tenant_quota_set(uuid,text,bigint,boolean,timestamp with time zone)
 EXECUTE tenant_quota_unset(uuid,text)
+EXECUTE tenant_release(text,text,numeric,text,uuid[])
+EXECUTE tenant_release_promote(bigint)
+EXECUTE tenant_release_rollback(bigint)
 EXECUTE tenant_resource_define(text,text,text,text)
 EXECUTE tenant_resume(uuid)
+EXECUTE tenant_route(uuid)
+EXECUTE tenant_route_set(uuid,text)
+EXECUTE tenant_route_unset(uuid)
+EXECUTE tenant_setting_set(text,jsonb,text,uuid,text)
+EXECUTE tenant_setting_unset(text,text,uuid,text)
 EXECUTE tenant_suspend(uuid,text)
 EXECUTE tenant_unfence(uuid)
+SELECT tenant_cache_usage
 SELECT tenant_quota_invariants
+SELECT tenant_releases
 SELECT tenant_storage
 SELECT tenant_tables
 SELECT tenant_usage
@@ -463,8 +539,12 @@ fn every_object_has_a_comment() {
         ),
     );
     assert_eq!(silent, "\n\n");
-    let of_type = "SELECT obj_description('tenant_quota_result'::regtype, 'pg_type') IS NOT NULL";
-    assert!(admin.one::<bool>(of_type));
+    for name in
+        ["tenant_quota_result", "tenant_cache_stats_result", "tenant_feature_result", "tenant_route_result"]
+    {
+        let sql = format!("SELECT obj_description('{name}'::regtype, 'pg_type') IS NOT NULL");
+        assert!(admin.one::<bool>(&sql), "{name}");
+    }
 }
 
 /// Code that is not C fixes its search_path; definer rights come with it only.
@@ -499,6 +579,20 @@ fn tour(admin: &mut Client) {
          SET app.current_tenant = '{A}'; SELECT tenant_context();
          SELECT * FROM tenant_quota_consume('calls', 2); SELECT * FROM tenant_quota_try_consume('calls', 4);
          SELECT * FROM tenant_quota_consume_many('{{\"calls\": 1, \"users\": 1}}'); SELECT * FROM tenant_quota_release('users');
+         SELECT tenant_feature_define('dark', 'false'), tenant_feature_define('old', '1'), tenant_feature_set('dark', 'true', rollout_percent => 50);
+         SELECT tenant_feature_set('dark', 'true', 'tenant', '{A}'), tenant_feature_set('dark', '1', 'plan', plan => 'team');
+         SELECT tenant_feature_unset('dark', 'plan', plan => 'team'), tenant_feature_switch('dark', true), tenant_feature_drop('old');
+         SELECT tenant_setting_set('size', '1', 'global'), tenant_setting_set('size', '2', 'tenant', '{A}');
+         SELECT tenant_setting_unset('size', 'tenant', '{A}'), tenant_setting_unset('size', 'global'), tenant_setting('size');
+         SELECT tenant_deployment_define('api', '{{\"image\": \"api:1\", \"plans\": [\"team\"], \"location\": {{\"a\": 1}}}}');
+         SELECT tenant_deployment_define('api', '{{\"replicas\": 2}}'), tenant_route_set('{A}', 'api'), tenant_route_unset('{A}');
+         SELECT tenant_release('api', 'api:2', 10, 'team', '{{{A}}}'), tenant_deployment_manifest('api', 1);
+         SELECT tenant_release_promote(1), tenant_release('api', 'api:3', 50); SELECT tenant_release_rollback(2), tenant_release_rollback(1);
+         SELECT * FROM tenant_route(); SELECT * FROM tenant_releases; SELECT * FROM tenant_feature('dark');
+         SELECT tenant_feature_enabled('dark'), tenant_features(), tenant_features_configmap(); SELECT tenant_deployment_drop('api');
+         SELECT tenant_cache_set(pg_catalog.concat('k', n), '1') FROM pg_catalog.generate_series(1, 40) AS n; SELECT tenant_cache_get('k1'), tenant_cache_delete('k1');
+         SELECT tenant_cache_invalidate('k[2-3]*'), tenant_cache_key('k'); SELECT * FROM tenant_cache_stats(); SELECT * FROM tenant_cache_usage;
+         SELECT tenant_quota_set('{A}', 'cache_bytes', 500), tenant_cache_set('k1', '1');
          INSERT INTO public.rows (id) VALUES (1), (2), (3); INSERT INTO public.keys DEFAULT VALUES;
          UPDATE public.rows SET id = 4 WHERE id OPERATOR(pg_catalog.=) 1"
     ));

@@ -72,13 +72,18 @@ fn shop() -> Db {
          SELECT tenant_quota_set('{A}', 'users', 7), tenant_quota_set('{B}', 'users', 7);
          SELECT tenant_billing_set('{A}', '2026-01-31', 'Europe/Zurich'), tenant_billing_set('{B}', '2026-01-31', 'Europe/Zurich')"
     ));
+    admin.run("SELECT tenant_feature_define('dark', 'false'), tenant_deployment_define('api', '{\"image\": \"api:1\"}')");
     for tenant in [A, B] {
+        admin.run(&format!(
+            "SELECT tenant_feature_set('dark', 'true', 'tenant', '{tenant}'), tenant_route_set('{tenant}', 'api');
+             SELECT tenant_release('api', 'api:2', 0, tenants => '{{{tenant}}}')"
+        ));
         db.connect_as(&app, tenant).run("SELECT * FROM tenant_quota_consume('api_requests', 5)");
     }
     db
 }
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 11] = [
     "plain",
     "\"Keys\"",
     "parted",
@@ -87,6 +92,9 @@ const TABLES: [&str; 8] = [
     "tenant_rls.overrides",
     "tenant_rls.grants",
     "tenant_rls.billing_changes",
+    "tenant_rls.feature_values",
+    "tenant_rls.deployment_routes",
+    "tenant_rls.release_targets",
 ];
 
 /// Every table is emptied of the tenant, whatever its kind and the batch, by an operator who owns none of them;

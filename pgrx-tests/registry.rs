@@ -40,6 +40,7 @@ fn installed_plans_have_the_documented_limits() {
         limits,
         [
             "api_requests counter request month: enterprise unlimited, free 10000, professional 1000000, starter 100000",
+            "cache_bytes gauge byte none: enterprise 1073741824, free 16777216, professional 268435456, starter 67108864",
             "compute_seconds counter second month: enterprise unlimited, free 36000, professional 3600000, starter 360000",
             "projects gauge project none: enterprise unlimited, free 1, professional 25, starter 5",
             "storage_bytes gauge byte none: enterprise 1073741824000, free 1073741824, professional 107374182400, \
@@ -408,8 +409,8 @@ fn plan_define_copies_the_limits_of_its_base() {
                   FROM tenant_rls.plan_limits WHERE plan = 'team'";
     assert_eq!(
         admin.one::<String>(limits),
-        "api_requests 100000 hard, compute_seconds 360000 hard, projects 5 hard, storage_bytes 10737418240 hard, \
-         users 11 soft strict"
+        "api_requests 100000 hard, cache_bytes 67108864 hard, compute_seconds 360000 hard, projects 5 hard, \
+         storage_bytes 10737418240 hard, users 11 soft strict"
     );
 }
 
@@ -546,7 +547,7 @@ fn unknown_names_come_with_the_known_ones() {
     for (sql, known) in [
         (
             "SELECT tenant_plan_limit_set('free', 'cows', 1)",
-            "api_requests, compute_seconds, projects, storage_bytes, users",
+            "api_requests, cache_bytes, compute_seconds, projects, storage_bytes, users",
         ),
         ("SELECT tenant_create(plan => 'gold')", "enterprise, free, professional, starter"),
     ] {
@@ -645,6 +646,9 @@ fn truncate_is_recorded() {
         "protected_tables",
         "attachments",
         "lockdowns",
+        "features CASCADE",
+        "settings",
+        "deployments CASCADE",
     ] {
         admin.run(&format!("TRUNCATE tenant_rls.{table}"));
     }
@@ -654,7 +658,8 @@ fn truncate_is_recorded() {
     );
     assert_eq!(
         recorded,
-        "attachments, billing_changes, grants, lockdowns, operators, overrides, plan_limits, plans, protected_tables, resources, tenants"
+        "attachments, billing_changes, deployment_routes, deployments, feature_values, features, grants, lockdowns, operators, \
+         overrides, plan_limits, plans, protected_tables, release_targets, releases, resources, settings, tenants"
     );
 }
 

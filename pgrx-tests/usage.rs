@@ -52,8 +52,8 @@ fn usage_shows_each_resource_against_its_limit() {
     );
     assert_eq!(
         usage,
-        "api_requests 2500 0 10000 7500 25.0 hard strict, compute_seconds 0 0 36000 36000 0.0 hard strict, \
-         projects 0 0 - - - hard strict, storage_bytes 0 0 1073741824 1073741824 0.0 hard strict, \
+        "api_requests 2500 0 10000 7500 25.0 hard strict, cache_bytes 0 0 16777216 16777216 0.0 hard strict, \
+         compute_seconds 0 0 36000 36000 0.0 hard strict, projects 0 0 - - - hard strict, storage_bytes 0 0 1073741824 1073741824 0.0 hard strict, \
          users 0 0 0 0 0.0 soft strict"
     );
 }

@@ -33,7 +33,7 @@ COMMENT ON FUNCTION @extschema@.required_tenant_key() IS
 'the bigint key of the tenant of the session, or error 55000; what policies on bigint and integer columns call';
 
 CREATE FUNCTION @extschema@.tenant_context() RETURNS jsonb
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_context_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_context';
 COMMENT ON FUNCTION @extschema@.tenant_context() IS
 'tenantId, plan, region, features, featureValues, settings and status of the tenant of the session, in one object';
 

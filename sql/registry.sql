@@ -181,7 +181,8 @@ VALUES
     ('storage_bytes', 'gauge', 'byte', 'none', true),
     ('compute_seconds', 'counter', 'second', 'month', true),
     ('users', 'gauge', 'user', 'none', true),
-    ('projects', 'gauge', 'project', 'none', true);
+    ('projects', 'gauge', 'project', 'none', true),
+    ('cache_bytes', 'gauge', 'byte', 'none', true);
 
 INSERT INTO tenant_rls.plans (plan, installed)
 VALUES ('free', true), ('starter', true), ('professional', true), ('enterprise', true);
@@ -193,21 +194,25 @@ VALUES
     ('free', 'compute_seconds', 36000, true),
     ('free', 'users', 3, true),
     ('free', 'projects', 1, true),
+    ('free', 'cache_bytes', 16777216, true),
     ('starter', 'api_requests', 100000, true),
     ('starter', 'storage_bytes', 10737418240, true),
     ('starter', 'compute_seconds', 360000, true),
     ('starter', 'users', 10, true),
     ('starter', 'projects', 5, true),
+    ('starter', 'cache_bytes', 67108864, true),
     ('professional', 'api_requests', 1000000, true),
     ('professional', 'storage_bytes', 107374182400, true),
     ('professional', 'compute_seconds', 3600000, true),
     ('professional', 'users', 50, true),
     ('professional', 'projects', 25, true),
+    ('professional', 'cache_bytes', 268435456, true),
     ('enterprise', 'api_requests', NULL, true),
     ('enterprise', 'storage_bytes', 1073741824000, true),
     ('enterprise', 'compute_seconds', NULL, true),
     ('enterprise', 'users', NULL, true),
-    ('enterprise', 'projects', NULL, true);
+    ('enterprise', 'projects', NULL, true),
+    ('enterprise', 'cache_bytes', 1073741824, true);
 
 -- Every backend forgets what it knows of the registry when a change of it commits.
 CREATE FUNCTION tenant_rls.registry_changed() RETURNS trigger
@@ -532,7 +537,7 @@ COMMENT ON FUNCTION @extschema@.tenant_resource_define(text, text, text, text) I
 
 CREATE FUNCTION @extschema@.tenant_plan_define(plan text, based_on text DEFAULT NULL) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_plan_define_wrapper';
-COMMENT ON FUNCTION @extschema@.tenant_plan_define(text, text) IS 'defines a plan, with the limits of another or with none';
+COMMENT ON FUNCTION @extschema@.tenant_plan_define(text, text) IS 'defines a plan, with the limits, features and settings of another or with none';
 
 CREATE FUNCTION @extschema@.tenant_plan_limit_set(
     plan text,

@@ -17,11 +17,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use pgrx::prelude::*;
-use pgrx::{JsonB, Uuid, pg_sys};
+use pgrx::{Uuid, pg_sys};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result, or_raise};
-use crate::plan::{CachedPlan, as_owner};
 use crate::registry::{self, Tenant, Ways};
 use crate::tenant::TenantId;
 use ticket::Ticket;
@@ -152,36 +151,6 @@ fn is_alone(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 #[pg_extern(sql = false)]
 fn reset_tenant() {
     setting::set(None, None, false);
-}
-
-/// What a middleware loads per request.
-#[pg_extern(sql = false)]
-fn tenant_context() -> JsonB {
-    let tenant = or_raise(required());
-    let (region, settings) = or_raise(region_and_settings(&tenant));
-    JsonB(serde_json::json!({
-        "tenantId": tenant.id.to_string(),
-        "plan": &*tenant.plan,
-        "region": region,
-        "features": [],
-        "featureValues": {},
-        "settings": settings,
-        "status": tenant.status.as_str(),
-    }))
-}
-
-fn region_and_settings(tenant: &Tenant) -> Result<(Option<String>, serde_json::Value)> {
-    static PLAN: CachedPlan = CachedPlan::new(
-        c"SELECT t.region, t.settings FROM tenant_rls.tenants AS t WHERE t.tenant_id OPERATOR(pg_catalog.=) $1",
-        &[pg_sys::UUIDOID],
-    );
-    as_owner(|| {
-        PLAN.first(&[Uuid::from_bytes(*tenant.id.as_bytes()).into_datum()], |row| {
-            let settings = row.get::<JsonB>(2).map_or_else(|| serde_json::json!({}), |json| json.0);
-            (row.get::<String>(1), settings)
-        })
-        .unwrap_or_default()
-    })
 }
 
 /// The role that counts for rights, for the record of changes.

@@ -35,6 +35,10 @@ pub enum Error {
     Null(&'static str),
     /// An argument has a value that its type allows and its meaning does not.
     Invalid { what: &'static str, value: String, hint: String },
+    /// A text is longer than what it is kept in.
+    TooLong { what: &'static str, bytes: usize, most: usize, hint: &'static str },
+    /// A time that does not lie ahead.
+    NotAhead { what: &'static str, value: String, hint: &'static str },
     /// No such tenant; said only to a role that may act for every tenant.
     UnknownTenant(TenantId),
     /// No tenant has this key; said only to a role that may act for every tenant.
@@ -73,6 +77,10 @@ pub enum Error {
     Unknown { what: &'static str, name: String, known: Vec<String>, hint: &'static str },
     /// The tenant has another status than the call needs.
     WrongStatus { tenant: TenantId, status: &'static str, hint: &'static str },
+    /// Something other than a tenant is not in the state that the call needs.
+    WrongState { what: String, detail: String, hint: &'static str },
+    /// No deployment is for the tenant.
+    NotServed(TenantId),
     /// The plan says nothing about the resource.
     NoLimit { plan: String, resource: String },
     /// The role is not what the call needs.
@@ -200,6 +208,18 @@ impl Error {
                 String::new(),
                 hint.clone(),
             ),
+            Error::TooLong { what, bytes, most, hint } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("{what} is too long"),
+                format!("It has {bytes} bytes; {most} are the most."),
+                (*hint).into(),
+            ),
+            Error::NotAhead { what, value, hint } => (
+                ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid {what}: \"{}\"", shorten(value)),
+                "It is over when it begins.".into(),
+                (*hint).into(),
+            ),
             Error::UnknownTenant(tenant) => (
                 ERRCODE_UNDEFINED_OBJECT,
                 format!("tenant \"{tenant}\" does not exist"),
@@ -317,6 +337,15 @@ impl Error {
                 format!("Tenant {tenant} is {status}."),
                 (*hint).into(),
             ),
+            Error::WrongState { what, detail, hint } => {
+                (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, what.clone(), detail.clone(), (*hint).into())
+            }
+            Error::NotServed(tenant) => (
+                ERRCODE_UNDEFINED_OBJECT,
+                "no deployment serves the tenant".into(),
+                format!("Tenant {tenant} was not given one, and none is for its plan or for everybody else."),
+                "Define one with tenant_deployment_define, or choose one with tenant_route_set.".into(),
+            ),
             Error::NoLimit { plan, resource } => (
                 ERRCODE_UNDEFINED_OBJECT,
                 format!("plan \"{plan}\" has no limit for resource \"{resource}\""),
@@ -395,6 +424,12 @@ impl Error {
                 format!("resource \"{resource}\" is not a gauge"),
                 "Units of a counter are used up; they come back with the next period or a rollback.".into(),
                 String::new(),
+            ),
+            Error::Attached { resource } if resource == "cache_bytes" => (
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "gauge \"cache_bytes\" follows the tenant's cache".into(),
+                "It changes with the entries, and with nothing else.".into(),
+                "Call tenant_cache_delete or tenant_cache_invalidate.".into(),
             ),
             Error::Attached { resource } => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -3,8 +3,9 @@
 //! # Layout
 //!
 //! A subject is one file, the folder of its parts, one SQL file and one test file, all of one name. Imports run
-//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`], [`purge`]) → [`context`] → [`registry`] → `plan`,
-//! `gucs`, `error`, [`tenant`]. Files marked "Pure" import nothing of the server.
+//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`], [`purge`], [`feature`], [`setting`], [`deployment`],
+//! [`request`], [`cache`]) → [`context`] → [`registry`] → `plan`, `gucs`, `error`, [`tenant`]. Files marked "Pure"
+//! import nothing of the server.
 
 // Rights travel between functions as `Result`, whose error is an enum with the facts of the message.
 #![allow(clippy::result_large_err)]
@@ -12,15 +13,23 @@
 use pgrx::prelude::*;
 
 mod backend;
+pub mod cache;
+mod call;
+mod composite;
 pub mod context;
+pub mod deployment;
 mod error;
+pub mod feature;
 mod gucs;
 mod hooks;
 pub mod isolation;
+mod json;
 mod plan;
 pub mod purge;
 pub mod quota;
 pub mod registry;
+pub mod request;
+pub mod setting;
 pub mod tenant;
 pub mod usage;
 
@@ -37,7 +46,11 @@ extension_sql_file!("../sql/lockdown.sql", name = "lockdown", requires = ["usage
 extension_sql_file!("../sql/repair.sql", name = "repair", requires = ["lockdown"]);
 extension_sql_file!("../sql/purge.sql", name = "purge", requires = ["repair"]);
 extension_sql_file!("../sql/prove.sql", name = "prove", requires = ["purge"]);
-extension_sql_file!("../sql/guard.sql", name = "guard", requires = ["prove"]);
+extension_sql_file!("../sql/feature.sql", name = "feature", requires = ["prove"]);
+extension_sql_file!("../sql/setting.sql", name = "setting", requires = ["feature"]);
+extension_sql_file!("../sql/deployment.sql", name = "deployment", requires = ["setting"]);
+extension_sql_file!("../sql/cache.sql", name = "cache", requires = ["deployment"]);
+extension_sql_file!("../sql/guard.sql", name = "guard", requires = ["cache"]);
 extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 
 /// Called by the server when it loads the library.

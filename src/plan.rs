@@ -70,6 +70,29 @@ impl CachedPlan {
         })
     }
 
+    /// As [`CachedPlan::run`], on what is committed now, whatever the isolation level of the transaction.
+    pub fn run_latest(&self, arguments: &[Argument], each: impl FnMut(&Row)) -> u64 {
+        debug_assert_eq!(arguments.len(), self.types.len());
+        in_spi(|| {
+            let plan = self.prepared();
+            let (values, nulls) = split(arguments);
+            // SAFETY: as in `run`; the server takes a copy of the snapshot, which sees what this transaction has done.
+            let code = unsafe {
+                pg_sys::SPI_execute_snapshot(
+                    plan,
+                    values.as_ptr().cast_mut(),
+                    nulls.as_ptr(),
+                    pg_sys::GetLatestSnapshot(),
+                    std::ptr::null_mut(),
+                    false,
+                    true,
+                    0,
+                )
+            };
+            finish_statement(code, self.sql, each)
+        })
+    }
+
     /// Runs the statement for its effect. Returns how many rows it touched.
     pub fn execute(&self, arguments: &[Argument]) -> u64 {
         self.run(arguments, |_| ())
@@ -308,6 +331,28 @@ impl Drop for Settings {
     fn drop(&mut self) {
         // SAFETY: the level that `open` began; false takes back what was set in it.
         unsafe { pg_sys::AtEOXact_GUC(false, self.0) };
+    }
+}
+
+/// Runs `f`, in which statements find their rows by an index, however few rows a table has.
+pub fn with_indexes<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: the setting is put back at the end of this function or, after an error, of the (sub)transaction; the
+    // strings outlive the call.
+    unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        pg_sys::set_config_option(
+            c"enable_seqscan".as_ptr(),
+            c"off".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+        let value = f();
+        pg_sys::AtEOXact_GUC(true, level);
+        value
     }
 }
 

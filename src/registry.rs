@@ -14,15 +14,23 @@
 //!
 //! This file has the tenants and the cache; `catalog` the tables and the invalidations, `rights` who may do
 //! what, `keys` what tickets are signed with, `limits` resources and quotas, `units` what was used, `tables` what
-//! is protected; `scan` reads rows, `admin` is the SQL functions.
+//! is protected, `features`, `settings` and `deployments` what is defined of them for everybody, `own` what one tenant
+//! has of them, `cache` the rows of tenants' caches; `scan` reads rows, `admin` is the SQL functions, `target` whom a
+//! value is meant for.
 
 pub mod admin;
+pub mod cache;
 pub mod catalog;
+pub mod deployments;
+pub mod features;
 pub mod keys;
 pub mod limits;
+pub mod own;
 pub mod rights;
 pub mod scan;
+pub mod settings;
 pub mod tables;
+pub mod target;
 pub mod units;
 
 use std::cell::RefCell;
@@ -35,13 +43,15 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::quota::period::{self, Billing, Change};
 use crate::tenant::{Status, TenantId};
-use catalog::{Catalog, catalog};
+pub(crate) use catalog::Catalog;
+use catalog::catalog;
 pub use catalog::{
-    FUNCTION_INFO, accept_invalidations, acting_role, current_role, extension_schema, generation,
-    in_restricted_operation, installed, owner, roles_generation,
+    FUNCTION_INFO, accept_invalidations, acting_role, current_role, definitions_generation, extension_schema,
+    generation, in_restricted_operation, installed, owner, roles_generation,
 };
 pub use limits::{Kind, Quota, Source, limited_resources, no_quota, quota, resource};
 use limits::{PlanLimits, Resource};
+pub use own::{Own, own};
 use rights::Grant;
 pub use rights::{Rights, Ways, admit, may_act, rights, role_name};
 use scan::{Key, scan};
@@ -63,11 +73,14 @@ pub struct Tenant {
     pub created_at: i64,
     billing: Box<[Change]>,
     quotas: RefCell<Vec<Rc<Quota>>>,
+    own: RefCell<Option<Rc<Own>>>,
 }
 
 #[derive(Default)]
 struct Cache {
     valid_at: u64,
+    /// Bytes that tenants have of their own in this cache.
+    own_bytes: usize,
     tenants: HashMap<TenantId, Option<Rc<Tenant>>>,
     keys: HashMap<i64, Option<TenantId>>,
     plans: HashMap<Rc<str>, Rc<PlanLimits>>,
@@ -80,6 +93,7 @@ impl Cache {
     /// Forgets everything, and keeps the memory for what comes next.
     fn forget(&mut self) {
         self.tenants.clear();
+        self.own_bytes = 0;
         self.keys.clear();
         self.plans.clear();
         self.resources = None;
@@ -98,6 +112,10 @@ fn make_room<K, V>(map: &mut HashMap<K, V>) {
 /// Tenants that a backend remembers. A backend that serves more forgets all of them: 4096 entries are below
 /// two megabytes, and looking one up again takes microseconds.
 const MOST_TENANTS: usize = 4096;
+
+/// Bytes of what tenants have of their own (settings, values of features) that a backend remembers before it forgets its
+/// tenants.
+const MOST_OWN_BYTES: usize = 2 << 20;
 
 static CACHE: Backend<RefCell<Option<Cache>>> = Backend::new(RefCell::new(None));
 
@@ -133,12 +151,42 @@ fn cached<T: Clone>(
     Ok(value)
 }
 
+/// Something of which there is one, known until something that defines it has changed.
+pub(crate) struct Kept<T>(Backend<RefCell<Option<Known<T>>>>);
+
+/// A generation, and what was found at it.
+type Known<T> = (u64, Rc<T>);
+
+impl<T> Kept<T> {
+    /// Nothing yet.
+    pub(crate) const fn new() -> Kept<T> {
+        Kept(Backend::new(RefCell::new(None)))
+    }
+
+    /// What is known, else what `lookup` finds, which runs while nothing is borrowed.
+    pub(crate) fn get(&self, lookup: impl FnOnce(&Catalog) -> T) -> Result<Rc<T>> {
+        if let Some((valid_at, value)) = &*self.0.borrow()
+            && *valid_at == definitions_generation()
+        {
+            return Ok(value.clone());
+        }
+        let before = definitions_generation();
+        let value = Rc::new(lookup(&catalog().ok_or(Error::NotInstalled)?));
+        *self.0.borrow_mut() = Some((before, value.clone()));
+        Ok(value)
+    }
+}
+
 /// The tenant of this id, or `None`.
 pub fn tenant(id: TenantId) -> Result<Option<Rc<Tenant>>> {
     cached(
         |cache| cache.tenants.get(&id).cloned(),
         || find_tenant(id),
         |cache, tenant| {
+            if cache.own_bytes > MOST_OWN_BYTES {
+                cache.tenants.clear();
+                cache.own_bytes = 0;
+            }
             make_room(&mut cache.tenants);
             cache.tenants.insert(id, tenant);
         },
@@ -165,6 +213,7 @@ fn find_tenant(id: TenantId) -> Result<Option<Rc<Tenant>>> {
                 created_at: row.instant(scan::tenants::CREATED_AT).unwrap_or_default(),
                 billing: Box::default(),
                 quotas: RefCell::default(),
+                own: RefCell::default(),
             },
             billed,
         ));

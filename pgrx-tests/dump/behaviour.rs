@@ -11,6 +11,7 @@ pub fn assert_behaves(place: &Place, roles: &Roles) {
     admits(place, roles);
     counts_on(place, roles);
     follows_rows(place, roles);
+    resolves(place, roles);
     records_changes(place, roles);
     unprotects(place, roles);
 }
@@ -76,6 +77,24 @@ fn follows_rows(place: &Place, roles: &Roles) {
     admin.run("DROP TABLE \"App Data\".parts_high");
     assert_eq!(used(&mut a, "parts"), 5);
     assert_eq!(admin.one::<i64>("SELECT count(*) FROM tenant_quota_invariants"), 0);
+}
+
+fn resolves(place: &Place, roles: &Roles) {
+    let facts =
+        "SELECT concat_ws(' ', value, reason, tenant_feature_enabled('gone', true), tenant_setting('size'),
+        tenant_setting('theme'), deployment, image, source) FROM tenant_feature('checkout'), tenant_route()";
+    for (tenant, answer) in [
+        (A, "\"own\" TARGETING_MATCH t 1 \"dark\" api api:3 tenant"),
+        (B, "false DEFAULT t 1 api-gold api:1-gold stable"),
+        (BILLED, "\"gold\" TARGETING_MATCH t 2 api api:2 stable"),
+    ] {
+        assert_eq!(place.connect_as(&roles.app, tenant).one::<String>(facts), answer, "{tenant}");
+    }
+    let mut operator = place.connect(&roles.operator);
+    assert_eq!(operator.one::<i64>("SELECT tenant_release('api', 'api:5', 0)"), 5);
+    operator.run("SELECT tenant_release_rollback(5), tenant_release_rollback(1)");
+    let mut billed = place.connect_as(&roles.app, BILLED);
+    assert_eq!(billed.one::<String>("SELECT image FROM tenant_route()"), "api:1");
 }
 
 fn records_changes(place: &Place, roles: &Roles) {

@@ -90,6 +90,7 @@ impl Original {
         ));
         admin.run(PLANS);
         admin.run(&tenants());
+        admin.run(EDGE);
         admin.run(&grants(&roles));
         admin.run(&tables(&roles, place.schema));
         admin.run(&rows());
@@ -133,6 +134,23 @@ fn tenants() -> String {
          SELECT tenant_quota_set('{B}', 'api_requests', 1, expires_at => '2001-01-01');"
     )
 }
+
+/// Features, settings, deployments and releases, of everybody, a plan and a tenant each.
+const EDGE: &str = r#"
+    SELECT tenant_feature_define('checkout', 'false'), tenant_feature_define('theme', '{"color": 1.10}', salt => 'a "salt"');
+    SELECT tenant_feature_define('gone', '1e400'), tenant_feature_switch('gone', false);
+    SELECT tenant_feature_set('checkout', 'true', rollout_percent => 12.345, expires_at => '2999-01-01');
+    SELECT tenant_feature_set('checkout', '"gold"', 'plan', plan => 'gold');
+    SELECT tenant_feature_set('checkout', '"own"', 'tenant', tenant => t) FROM tenant_list() AS t WHERE t::text LIKE 'aaaa%';
+    SELECT tenant_setting_set('size', '1', 'global'), tenant_setting_set('size', '2', 'plan', plan => 'gold');
+    SELECT tenant_deployment_define('api', '{"image": "api:1", "replicas": 3, "location": {"host": "db"}}');
+    SELECT tenant_deployment_define('api-gold', '{"image": "api:1-gold", "plans": ["gold"], "region": "eu", "tier": "gold"}');
+    SELECT tenant_route_set(t, 'api-gold') FROM tenant_list() AS t WHERE t::text LIKE 'bbbb%';
+    SELECT tenant_release('api', 'api:2', 100), tenant_release_promote(1);
+    SELECT tenant_release('api', 'api:3', 0, tenants => ARRAY(SELECT t FROM tenant_list() AS t WHERE t::text LIKE 'aaaa%'));
+    SELECT tenant_release('api-gold', 'api:3-gold', 55.5, plan => 'gold');
+    SELECT tenant_release('api', 'api:4', 1), tenant_release_rollback(4);
+"#;
 
 /// The privileges of the absent role are taken back: GRANT to a role that does not exist is an error of the
 /// server, which a dump of any database meets.

@@ -44,6 +44,15 @@ fn tag(id: TenantId) -> pg_sys::LOCKTAG {
 ///
 /// `tenant` is what the registry says now: its invalidations have just been accepted.
 pub fn enter(tenant: &Tenant) -> Result<()> {
+    admit(tenant, true).map(drop)
+}
+
+/// As [`enter`], for a write that can as well be left out: waits for nobody, and answers whether it was admitted.
+pub fn try_enter(tenant: &Tenant) -> bool {
+    admit(tenant, false).unwrap_or(false)
+}
+
+fn admit(tenant: &Tenant, wait: bool) -> Result<bool> {
     // The guarded declaration of pgrx costs more than the call, which every writer makes.
     unsafe extern "C-unwind" {
         fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
@@ -52,17 +61,20 @@ pub fn enter(tenant: &Tenant) -> Result<()> {
     let now = unsafe { (local_transaction(), GetCurrentSubTransactionId()) };
     let known = (now.0, now.1, tenant.id);
     if SHARED.get() == Some(known) {
-        return open(tenant);
+        return open(tenant).map(|()| true);
     }
     let tag = tag(tenant.id);
     // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it.
-    unsafe { pg_sys::LockAcquire(&tag, pg_sys::ShareLock as i32, false, false) };
+    let got = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ShareLock as i32, false, !wait) };
+    if got == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+        return Ok(false);
+    }
     SHARED.set(Some(known));
     registry::accept_invalidations();
     // What happened while this waited is seen only now.
     match registry::tenant(tenant.id)? {
         Some(now) if now.created_at != tenant.created_at => Err(Error::Reborn(tenant.id)),
-        Some(now) => open(&now),
+        Some(now) => open(&now).map(|()| true),
         // Purged while this waited: whatever is written now would stay for ever.
         None => Err(Error::Deleted(tenant.id)),
     }

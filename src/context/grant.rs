@@ -20,6 +20,17 @@ pub const APPLICATION_FUNCTIONS: &[&str] = &[
     "tenant_quota_consume_many(jsonb, text)",
     "tenant_quota_check(text, bigint)",
     "tenant_quota_release(text, bigint)",
+    "tenant_feature(text)",
+    "tenant_feature_enabled(text, boolean)",
+    "tenant_features()",
+    "tenant_setting(text, jsonb)",
+    "tenant_route(uuid)",
+    "tenant_cache_get(text)",
+    "tenant_cache_set(text, jsonb, interval)",
+    "tenant_cache_delete(text)",
+    "tenant_cache_invalidate(text)",
+    "tenant_cache_stats()",
+    "tenant_cache_key(text)",
 ];
 
 /// What an application reads. `tenant_grant` gives SELECT on these.
@@ -44,11 +55,35 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
     "tenant_purge(uuid, integer)",
     "tenant_audit()",
     "tenant_assert()",
+    "tenant_feature_define(text, jsonb, text)",
+    "tenant_feature_set(text, jsonb, text, uuid, text, numeric, timestamptz)",
+    "tenant_feature_unset(text, text, uuid, text)",
+    "tenant_feature_switch(text, boolean)",
+    "tenant_feature_drop(text)",
+    "tenant_features_configmap()",
+    "tenant_setting_set(text, jsonb, text, uuid, text)",
+    "tenant_setting_unset(text, text, uuid, text)",
+    "tenant_route(uuid)",
+    "tenant_route_set(uuid, text)",
+    "tenant_route_unset(uuid)",
+    "tenant_deployment_define(text, jsonb)",
+    "tenant_deployment_drop(text)",
+    "tenant_deployment_manifest(text, bigint)",
+    "tenant_release(text, text, numeric, text, uuid[])",
+    "tenant_release_promote(bigint)",
+    "tenant_release_rollback(bigint)",
 ];
 
 /// What an operator reads.
-pub const OPERATOR_VIEWS: &[&str] =
-    &["tenant_usage", "tenant_usage_history", "tenant_storage", "tenant_tables", "tenant_quota_invariants"];
+pub const OPERATOR_VIEWS: &[&str] = &[
+    "tenant_usage",
+    "tenant_usage_history",
+    "tenant_storage",
+    "tenant_tables",
+    "tenant_quota_invariants",
+    "tenant_releases",
+    "tenant_cache_usage",
+];
 
 #[pg_extern(sql = false)]
 fn grant_every(role: Option<pg_sys::Oid>) {

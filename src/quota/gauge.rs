@@ -82,6 +82,13 @@ fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
     let attach = || {
         let root = owned_root(target)?;
         check_operator()?;
+        if resource == Some(registry::cache::RESOURCE) {
+            return Err(Error::WrongState {
+                what: "cannot attach a table to gauge \"cache_bytes\"".into(),
+                detail: "It follows the entries of the tenant's cache.".into(),
+                hint: "Define a gauge of your own with tenant_resource_define.",
+            });
+        }
         let resource = checked_gauge(resource)?;
         table::lock_tree(root.relation, pg_sys::ShareRowExclusiveLock);
         // Calls by hand that are at work must end before the rows are what counts, and later ones must see it.

@@ -1,11 +1,11 @@
-//! `tenant_quota_result`, made without SQL and without pgrx's composite helpers, which cost more than the
-//! rest of a call.
+//! `tenant_quota_result`.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::decision::Verdict;
 use super::{Key, period};
+use crate::composite::{self, Columns};
 
 const COLUMNS: usize = 15;
 
@@ -22,7 +22,7 @@ pub struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    fn columns(&self) -> [Option<pg_sys::Datum>; COLUMNS] {
+    fn columns(&self) -> Columns<COLUMNS> {
         let key = self.key;
         let window = key.window;
         let bounded = window.end != period::INFINITY;
@@ -57,37 +57,18 @@ fn interval(microseconds: i64) -> pg_sys::Datum {
     }
 }
 
-fn values(answer: &Answer) -> ([pg_sys::Datum; COLUMNS], [bool; COLUMNS]) {
-    let columns = answer.columns();
-    (columns.map(|column| column.unwrap_or(pg_sys::Datum::null())), columns.map(|column| column.is_none()))
-}
-
 /// The answer as the composite that the function of this call returns.
 ///
 /// # Safety
 ///
 /// `fcinfo` is the call of a function that returns `tenant_quota_result`.
 pub unsafe fn composite(fcinfo: pg_sys::FunctionCallInfo, answer: &Answer) -> pg_sys::Datum {
-    let (mut values, mut nulls) = values(answer);
-    // SAFETY: the descriptor is made once per call site and lives as long as its flinfo; the arrays are as
-    // long as the type has columns, which the install script and this file agree on.
-    unsafe {
-        let flinfo = (*fcinfo).flinfo;
-        if (*flinfo).fn_extra.is_null() {
-            let mut descriptor: pg_sys::TupleDesc = std::ptr::null_mut();
-            pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &mut descriptor);
-            let old = pg_sys::MemoryContextSwitchTo((*flinfo).fn_mcxt);
-            (*flinfo).fn_extra = pg_sys::BlessTupleDesc(pg_sys::CreateTupleDescCopy(descriptor)).cast();
-            pg_sys::MemoryContextSwitchTo(old);
-        }
-        let descriptor = (*flinfo).fn_extra.cast();
-        let tuple = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-        pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)
-    }
+    // SAFETY: the columns are those of the type, which the install script and this file agree on.
+    unsafe { composite::composite(fcinfo, &answer.columns()) }
 }
 
 /// The rows of a function that returns a set of `tenant_quota_result`.
-pub struct Rows(*mut pg_sys::ReturnSetInfo);
+pub struct Rows(composite::Rows);
 
 impl Rows {
     /// Starts an empty set.
@@ -97,23 +78,12 @@ impl Rows {
     /// `fcinfo` is the call of a function that returns a set of `tenant_quota_result`.
     pub unsafe fn start(fcinfo: pg_sys::FunctionCallInfo) -> Rows {
         // SAFETY: the caller vouches for the call.
-        unsafe {
-            pg_sys::InitMaterializedSRF(fcinfo, 0);
-            Rows((*fcinfo).resultinfo.cast())
-        }
+        unsafe { Rows(composite::Rows::start(fcinfo)) }
     }
 
     /// Adds a row.
     pub fn push(&mut self, answer: &Answer) {
-        let (mut values, mut nulls) = values(answer);
         // SAFETY: the set was started for this type.
-        unsafe {
-            pg_sys::tuplestore_putvalues(
-                (*self.0).setResult,
-                (*self.0).setDesc,
-                values.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-            );
-        }
+        unsafe { self.0.push(&answer.columns()) }
     }
 }

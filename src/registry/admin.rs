@@ -17,11 +17,13 @@ const TEXT: pg_sys::Oid = pg_sys::TEXTOID;
 const INT8: pg_sys::Oid = pg_sys::INT8OID;
 const TIMESTAMPTZ: pg_sys::Oid = pg_sys::TIMESTAMPTZOID;
 
-fn id_of(tenant: Option<Uuid>) -> Result<TenantId> {
+/// The tenant that an argument names.
+pub(crate) fn id_of(tenant: Option<Uuid>) -> Result<TenantId> {
     tenant.map(|uuid| TenantId::from_bytes(*uuid.as_bytes())).ok_or(Error::Null("the tenant"))
 }
 
-fn datum(id: TenantId) -> Option<pg_sys::Datum> {
+/// A tenant as an argument of a statement.
+pub(crate) fn datum(id: TenantId) -> Option<pg_sys::Datum> {
     Uuid::from_bytes(*id.as_bytes()).into_datum()
 }
 
@@ -36,7 +38,7 @@ fn locked_status(id: TenantId) -> Result<Status> {
 }
 
 /// As [`locked_status`], for calls that a deleted tenant refuses.
-fn living_status(id: TenantId) -> Result<Status> {
+pub(crate) fn living_status(id: TenantId) -> Result<Status> {
     match locked_status(id)? {
         Status::Deleted => Err(Error::Deleted(id)),
         status => Ok(status),
@@ -53,7 +55,8 @@ fn set_status(id: TenantId, status: Status, reason: Option<&str>) -> Result<()> 
     Ok(())
 }
 
-fn check_name<'a>(what: &'static str, name: Option<&'a str>) -> Result<&'a str> {
+/// A name that is one.
+pub(crate) fn check_name<'a>(what: &'static str, name: Option<&'a str>) -> Result<&'a str> {
     match name {
         None => Err(Error::Null(what)),
         Some("") => Err(Error::Invalid {
@@ -79,7 +82,8 @@ fn plan_exists(plan: &str) -> Result<bool> {
     as_owner(|| SELECT.execute(&[plan.into_datum()]) > 0)
 }
 
-fn existing_plan(plan: Option<&str>) -> Result<&str> {
+/// A plan that exists.
+pub(crate) fn existing_plan(plan: Option<&str>) -> Result<&str> {
     static SELECT: CachedPlan =
         CachedPlan::new(c"SELECT p.plan FROM tenant_rls.plans AS p ORDER BY p.plan", &[]);
     let plan = plan.ok_or(Error::Null("the plan"))?;
@@ -312,6 +316,17 @@ fn tenant_plan_define(plan: Option<&str>, based_on: Option<&str>) {
           FROM tenant_rls.plan_limits AS l WHERE l.plan OPERATOR(pg_catalog.=) $2",
         &[TEXT, TEXT],
     );
+    static COPY_FEATURES: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.feature_values (feature, plan, value, rollout_percent, expires_at) \
+          SELECT v.feature, $1, v.value, v.rollout_percent, v.expires_at \
+          FROM tenant_rls.feature_values AS v WHERE v.plan OPERATOR(pg_catalog.=) $2",
+        &[TEXT, TEXT],
+    );
+    static COPY_SETTINGS: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.settings (key, plan, value) \
+          SELECT s.key, $1, s.value FROM tenant_rls.settings AS s WHERE s.plan OPERATOR(pg_catalog.=) $2",
+        &[TEXT, TEXT],
+    );
     let define = || {
         let plan = check_name("plan", plan)?;
         if based_on.is_some() {
@@ -320,7 +335,11 @@ fn tenant_plan_define(plan: Option<&str>, based_on: Option<&str>) {
         if as_owner(|| INSERT.execute(&[plan.into_datum(), based_on.into_datum()]))? == 0 {
             return Err(Error::Exists { what: "plan", name: plan.into(), hint: "" });
         }
-        as_owner(|| COPY.execute(&[plan.into_datum(), based_on.into_datum()]))
+        as_owner(|| {
+            for copy in [&COPY, &COPY_FEATURES, &COPY_SETTINGS] {
+                copy.execute(&[plan.into_datum(), based_on.into_datum()]);
+            }
+        })
     };
     or_raise(define());
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// The tables of the extension in this database.
 #[derive(Clone, Copy)]
-pub(super) struct Catalog {
+pub(crate) struct Catalog {
     pub(super) tenants: pg_sys::Oid,
     pub(super) tenants_pkey: pg_sys::Oid,
     pub(super) tenants_key: pg_sys::Oid,
@@ -29,6 +29,22 @@ pub(super) struct Catalog {
     pub(super) signing_keys: pg_sys::Oid,
     pub(super) signing_keys_pkey: pg_sys::Oid,
     pub(super) attachments: pg_sys::Oid,
+    pub(super) features: pg_sys::Oid,
+    pub(super) feature_values: pg_sys::Oid,
+    pub(super) feature_values_tenant: pg_sys::Oid,
+    pub(super) settings: pg_sys::Oid,
+    pub(super) deployments: pg_sys::Oid,
+    pub(super) deployment_routes: pg_sys::Oid,
+    pub(super) deployment_routes_tenant: pg_sys::Oid,
+    pub(super) releases: pg_sys::Oid,
+    pub(super) release_targets: pg_sys::Oid,
+    pub(super) release_targets_tenant: pg_sys::Oid,
+    pub(super) cache: pg_sys::Oid,
+    pub(super) cache_pkey: pg_sys::Oid,
+    pub(super) cache_age: pg_sys::Oid,
+    pub(super) cache_expiry: pg_sys::Oid,
+    pub(super) cache_parts: pg_sys::Oid,
+    pub(super) cache_parts_pkey: pg_sys::Oid,
     pub(super) protected_tables: pg_sys::Oid,
     pub(super) usage: pg_sys::Oid,
     pub(super) usage_pkey: pg_sys::Oid,
@@ -36,7 +52,16 @@ pub(super) struct Catalog {
     pub(super) extension_schema: pg_sys::Oid,
 }
 
+impl Catalog {
+    /// Whether tables that this library knows are not there: an older SQL version has fewer.
+    fn is_partial(&self) -> bool {
+        self.release_targets_tenant == pg_sys::InvalidOid || self.cache_parts_pkey == pg_sys::InvalidOid
+    }
+}
+
 static GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(1));
+
+static DEFINITIONS_GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(1));
 
 static ROLES_GENERATION: Backend<Cell<u64>> = Backend::new(Cell::new(1));
 
@@ -91,8 +116,27 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_s
     {
         GENERATION.set(GENERATION.get() + 1);
         CATALOG_VALID.set(false);
+    } else if [
+        catalog.features,
+        catalog.feature_values,
+        catalog.settings,
+        catalog.deployments,
+        catalog.deployment_routes,
+        catalog.releases,
+        catalog.release_targets,
+    ]
+    .contains(&relation)
+    {
+        // What is defined for everybody, and what tenants have of their own.
+        DEFINITIONS_GENERATION.set(DEFINITIONS_GENERATION.get() + 1);
+        GENERATION.set(GENERATION.get() + 1);
+        CATALOG_VALID.set(false);
     } else {
         tables::forget_policies(relation);
+        // While the extension is being installed or updated its tables come one by one.
+        if catalog.is_partial() {
+            CATALOG_VALID.set(false);
+        }
     }
 }
 
@@ -131,6 +175,7 @@ pub fn has_bypassed(role: pg_sys::Oid) -> bool {
 
 fn bump() {
     GENERATION.set(GENERATION.get() + 1);
+    DEFINITIONS_GENERATION.set(DEFINITIONS_GENERATION.get() + 1);
     tables::forget();
     CATALOG_VALID.set(false);
 }
@@ -138,6 +183,12 @@ fn bump() {
 /// Counts the changes of the registry that this backend has heard of.
 pub fn generation() -> u64 {
     GENERATION.get()
+}
+
+/// Counts the changes of features, settings and deployments that this backend has heard of. Tenants come and go more
+/// often than these change.
+pub fn definitions_generation() -> u64 {
+    DEFINITIONS_GENERATION.get()
 }
 
 /// Hears of what other sessions have committed. Once per statement is enough, and costs a comparison when
@@ -265,6 +316,22 @@ fn find_catalog() -> Option<Catalog> {
             signing_keys: relation("signing_keys", schema),
             signing_keys_pkey: relation("signing_keys_pkey", schema),
             attachments: relation("attachments", schema),
+            features: relation("features", schema),
+            feature_values: relation("feature_values", schema),
+            feature_values_tenant: relation("feature_values_tenant_idx", schema),
+            settings: relation("settings", schema),
+            deployments: relation("deployments", schema),
+            deployment_routes: relation("deployment_routes", schema),
+            deployment_routes_tenant: relation("deployment_routes_tenant_idx", schema),
+            releases: relation("releases", schema),
+            release_targets: relation("release_targets", schema),
+            release_targets_tenant: relation("release_targets_tenant_idx", schema),
+            cache: relation("cache", schema),
+            cache_pkey: relation("cache_pkey", schema),
+            cache_age: relation("cache_age_idx", schema),
+            cache_expiry: relation("cache_expiry_idx", schema),
+            cache_parts: relation("cache_parts", schema),
+            cache_parts_pkey: relation("cache_parts_pkey", schema),
             protected_tables: relation("protected_tables", schema),
             usage: relation("usage", schema),
             usage_pkey: relation("usage_pkey", schema),

@@ -7,7 +7,7 @@ use super::scan::{self, Key, Row, scan, signing_keys as column};
 use crate::error::{Error, Result};
 
 /// Class of the locks on tickets that are being used; SQL can take advisory locks of class 1 and 2 only.
-const CLASS: u16 = 7218;
+const CLASS: u16 = 7220;
 
 /// One row of `tenant_rls.signing_keys`.
 pub struct SigningKey {

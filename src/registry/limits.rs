@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 
 use super::catalog::catalog;
 use super::scan::{self, Key, scan};
-use super::{Tenant, cached};
+use super::{Tenant, cache, cached};
 use crate::error::{Error, Result};
 use crate::quota::decision::{Enforcement, Limit};
 use crate::quota::period::{self, Period, Window};
@@ -116,7 +116,8 @@ fn resources() -> Result<Rc<HashMap<Rc<str>, Rc<Resource>>>> {
                     Some("counter") => Kind::Counter,
                     _ => Kind::Gauge,
                 };
-                let attached = attached.contains(&name);
+                // The cache is its own counter.
+                let attached = attached.contains(&name) || name == cache::RESOURCE;
                 let name: Rc<str> = name.into();
                 let period = period.unwrap_or(Period::None);
                 all.insert(name.clone(), Rc::new(Resource { name, kind, period, attached }));

@@ -9,6 +9,7 @@ use std::ffi::{CString, c_int};
 use pgrx::pg_sys;
 use pgrx::{FromDatum, IntoDatum};
 
+use crate::json::Json;
 use crate::tenant::TenantId;
 
 /// Column numbers of `tenant_rls.tenants`.
@@ -16,8 +17,10 @@ pub mod tenants {
     pub const TENANT_ID: i16 = 1;
     pub const TENANT_KEY: i16 = 2;
     pub const PLAN: i16 = 4;
+    pub const REGION: i16 = 5;
     pub const STATUS: i16 = 6;
     pub const STATUS_REASON: i16 = 7;
+    pub const SETTINGS: i16 = 8;
     pub const BILLING_ANCHOR: i16 = 9;
     pub const TIME_ZONE: i16 = 10;
     pub const CREATED_AT: i16 = 11;
@@ -59,6 +62,62 @@ pub mod grants {
     pub const ROLE_OID: i16 = 2;
     pub const TENANT_ID: i16 = 3;
     pub const TICKET_REQUIRED: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.features`.
+pub mod features {
+    pub const FEATURE: i16 = 1;
+    pub const DEFAULT_VALUE: i16 = 2;
+    pub const SALT: i16 = 3;
+    pub const IS_ON: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.feature_values`.
+pub mod feature_values {
+    pub const FEATURE: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const TENANT_ID: i16 = 3;
+    pub const VALUE: i16 = 4;
+    pub const ROLLOUT_PERCENT: i16 = 5;
+    pub const EXPIRES_AT: i16 = 6;
+}
+
+/// Column numbers of `tenant_rls.settings`.
+pub mod settings {
+    pub const KEY: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const VALUE: i16 = 3;
+}
+
+/// Column numbers of `tenant_rls.deployments`.
+pub mod deployments {
+    pub const DEPLOYMENT: i16 = 1;
+    pub const IMAGE: i16 = 2;
+    pub const SPEC: i16 = 3;
+}
+
+/// Column numbers of `tenant_rls.deployment_routes`.
+pub mod deployment_routes {
+    pub const DEPLOYMENT: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const TENANT_ID: i16 = 3;
+    pub const REGION: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.releases`.
+pub mod releases {
+    pub const RELEASE_ID: i16 = 1;
+    pub const DEPLOYMENT: i16 = 2;
+    pub const IMAGE: i16 = 3;
+    pub const STATUS: i16 = 4;
+}
+
+/// Column numbers of `tenant_rls.release_targets`.
+pub mod release_targets {
+    pub const RELEASE_ID: i16 = 1;
+    pub const PLAN: i16 = 2;
+    pub const TENANT_ID: i16 = 3;
+    pub const ROLLOUT_PERCENT: i16 = 4;
 }
 
 /// Column numbers of `tenant_rls.signing_keys`.
@@ -105,6 +164,26 @@ pub mod usage {
     pub const RESOURCE: i16 = 2;
     pub const PERIOD_START: i16 = 3;
     pub const USED: i16 = 5;
+}
+
+/// Column numbers of `tenant_rls.cache`.
+pub mod cache {
+    pub const TENANT_ID: i16 = 1;
+    pub const EXPIRES_AT: i16 = 2;
+    pub const SET_AT: i16 = 3;
+    pub const SIZE: i16 = 4;
+    pub const KEY: i16 = 6;
+    pub const VALUE: i16 = 7;
+}
+
+/// Column numbers of `tenant_rls.cache_parts`.
+pub mod cache_parts {
+    pub const TENANT_ID: i16 = 1;
+    pub const KEY_COUNT: i16 = 3;
+    pub const SIZE: i16 = 4;
+    pub const HITS: i16 = 5;
+    pub const MISSES: i16 = 6;
+    pub const EVICTIONS: i16 = 7;
 }
 
 /// What a column must equal.
@@ -178,6 +257,26 @@ impl Row {
     pub fn instant(&self, column: i16) -> Option<i64> {
         self.get::<i64>(column)
     }
+
+    /// A `jsonb` column, copied into the current memory context.
+    pub fn server_json(&self, column: i16) -> Option<pg_sys::Datum> {
+        let mut is_null = false;
+        // SAFETY: as in `get`; detoasting makes a copy of what is not in the row as it is.
+        unsafe {
+            let datum = pg_sys::heap_getattr(self.tuple, c_int::from(column), self.descriptor, &mut is_null);
+            (!is_null).then(|| pg_sys::Datum::from(pg_sys::pg_detoast_datum_copy(datum.cast_mut_ptr())))
+        }
+    }
+
+    /// A `jsonb` column, copied.
+    pub fn json(&self, column: i16) -> Option<Json> {
+        let mut is_null = false;
+        // SAFETY: as in `get`.
+        unsafe {
+            let datum = pg_sys::heap_getattr(self.tuple, c_int::from(column), self.descriptor, &mut is_null);
+            (!is_null).then(|| Json::copy(datum))
+        }
+    }
 }
 
 /// Calls `each` for every row of `table` that matches `keys`, by `index` unless it is invalid.
@@ -185,6 +284,41 @@ impl Row {
 /// Rows come in no promised order. `each` copies what it keeps.
 pub fn scan(table: pg_sys::Oid, index: pg_sys::Oid, keys: &[Key], mut each: impl FnMut(&Row)) {
     walk(table, pg_sys::AccessShareLock, index, keys, |_, row| each(row));
+}
+
+/// As [`scan`], in the order of the index, until `each` answers false. The index must be valid.
+pub fn scan_in_order(
+    table: pg_sys::Oid,
+    index: pg_sys::Oid,
+    keys: &[Key],
+    mut each: impl FnMut(&Row) -> bool,
+) {
+    // SAFETY: as in `walk`.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let order = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
+        let mut scan_keys: [pg_sys::ScanKeyData; 3] = std::mem::zeroed();
+        for (scan_key, key) in scan_keys.iter_mut().zip(keys) {
+            fill(scan_key, key);
+        }
+        let scan = pg_sys::systable_beginscan_ordered(
+            relation,
+            order,
+            std::ptr::null_mut(),
+            keys.len() as c_int,
+            scan_keys.as_mut_ptr(),
+        );
+        let descriptor = (*relation).rd_att;
+        loop {
+            let tuple = pg_sys::systable_getnext_ordered(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() || !each(&Row { tuple, descriptor }) {
+                break;
+            }
+        }
+        pg_sys::systable_endscan_ordered(scan);
+        pg_sys::index_close(order, pg_sys::AccessShareLock as i32);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+    }
 }
 
 /// What became of a row that [`change`] was asked to change.

@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 
+use super::cache;
 use super::catalog::catalog;
 use super::scan::{self, Changed, Key, scan};
 use crate::error::{Error, Result};
@@ -10,6 +11,9 @@ use crate::tenant::TenantId;
 /// The committed units of a tenant and resource in the period that starts then (microseconds since
 /// 2000-01-01), this transaction's own included; `None` before the first.
 pub fn used(id: TenantId, resource: &str, period_start: i64) -> Result<Option<i64>> {
+    if resource == cache::RESOURCE {
+        return Ok(Some(cache::totals(id)?.size));
+    }
     let catalog = catalog().ok_or(Error::NotInstalled)?;
     let mut used = None;
     let keys = usage_key(id, resource, period_start);

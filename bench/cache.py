@@ -1,0 +1,110 @@
+"""The cache against Redis and a plain table, by the client of cache_client.rs, which checks every answer."""
+
+import atexit
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from harness import Failure, run
+
+HERE = Path(__file__).resolve().parent
+
+# One million seconds from when the benchmark starts: every value carries it, and is past its time after it.
+EXPIRES = int(time.time()) + 1_000_000
+TENANTS = 16
+KEYS = 250
+
+OURS = ("SELECT tenant_cache_get($1)", "SELECT tenant_cache_set($1, $2::jsonb, '1 h')")
+PLAIN = (
+    "SELECT value FROM plain_cache WHERE tenant_id = '{tenant}'::uuid AND key = $1 AND expires_at > clock_timestamp()",
+    "INSERT INTO plain_cache VALUES ('{tenant}'::uuid, $1, $2::jsonb, clock_timestamp() + interval '1 h')"
+    " ON CONFLICT (tenant_id, key) DO UPDATE SET value = EXCLUDED.value, expires_at = EXCLUDED.expires_at",
+)
+
+
+class Redis:
+    """Debian's redis-server, unpacked by scripts/setup, on a Unix socket; persistence off, as a cache is run."""
+
+    def __init__(self):
+        cache = os.environ.get("TENANT_RLS_CACHE")
+        if not cache:
+            cache = "/var/cache/tenant_rls" if os.geteuid() == 0 else f"{Path.home()}/.cache/tenant_rls"
+        program = os.environ.get("TENANT_RLS_REDIS", f"{cache}/redis/usr/bin/redis-server")
+        self.folder = tempfile.TemporaryDirectory(prefix="tenant_rls-redis.")
+        self.socket = f"{self.folder.name}/socket"
+        if not Path(program).exists():
+            raise Failure(f"{program} is not there: scripts/setup --bench")
+        self.process = subprocess.Popen(
+            [program, "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", "no",
+             "--dir", self.folder.name],
+            stdout=subprocess.DEVNULL,
+        )
+        atexit.register(self.stop)
+        for _ in range(100):
+            if Path(self.socket).exists():
+                return
+            time.sleep(0.05)
+        raise Failure("redis-server does not start")
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+class Client:
+    """Runs cache_client against one side."""
+
+    program = None
+
+    def __init__(self, server, database="", statements=OURS, redis=None):
+        self.server, self.database, self.statements, self.redis = server, database, statements, redis
+
+    @classmethod
+    def build(cls):
+        if not cls.program:
+            cls.folder = tempfile.TemporaryDirectory(prefix="tenant_rls-client.")
+            cls.program = f"{cls.folder.name}/cache_client"
+            run(["rustc", "--edition", "2021", "-O", "-o", cls.program, HERE / "cache_client.rs"])
+
+    def do(self, what, seconds=0, clients=TENANTS, keys=KEYS, size=100, user="bench_app"):
+        self.build()
+        if self.redis:
+            place = ["redis", self.redis.socket]
+        else:
+            host, port = self.server.environment["PGHOST"], self.server.environment["PGPORT"]
+            place = ["pg", user, self.database, f"{host}/.s.PGSQL.{port}"]
+        words = [*place, what, seconds, clients, keys, size, EXPIRES, *self.statements]
+        return [float(word) for word in run([self.program, *words]).split()]
+
+
+class Calls(Client):
+    """A side of a Work: gets or sets of values of one size."""
+
+    def __init__(self, *arguments, what, size, **more):
+        super().__init__(*arguments, **more)
+        self.what, self.size, self.filled = what, size, False
+
+    def time(self, seconds, clients):
+        if not self.filled:
+            self.do("fill", size=self.size)
+            self.filled = True
+        return self.do(self.what, seconds, clients, KEYS, self.size)[0]
+
+
+class Invalidation(Client):
+    """A side of a Work: 1 000 keys of a pattern among many."""
+
+    def __init__(self, *arguments, worst, **more):
+        super().__init__(*arguments, **more)
+        self.worst, self.filled = worst, False
+
+    def time(self, _seconds, _clients):
+        if not self.filled:
+            self.do("fill", clients=2, keys=1)
+            self.filled = True
+        spent, slowest = self.do("invalidate", keys=1000)
+        self.worst.append(slowest)
+        return spent

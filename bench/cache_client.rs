@@ -1,0 +1,395 @@
+//! The client of the cache benchmarks: the same thin code for PostgreSQL and Redis, over a Unix socket, with one
+//! request in flight for each connection.
+//!
+//!     cache_client (pg USER DATABASE | redis) SOCKET DO SECONDS CLIENTS KEYS BYTES EXPIRES STATEMENT
+//!
+//! DO is `get`, `set`, `fill`, `fill-many` or `invalidate`. Client n acts for tenant n, a uuid. A value is a JSON object
+//! that names its tenant, its key and the instant until which it holds, in the form in which jsonb is printed; every get
+//! compares all of it, and fails when it is of another tenant or key, not whole, or past its time. Prints microseconds a
+//! call and client; for `invalidate` those of one invalidation, and of the slowest get of another client meanwhile.
+
+use std::io::{BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{env, thread};
+
+/// Tenant n, as bench/works.py makes them.
+fn tenant(n: usize) -> String {
+    format!("00000000-0000-4000-8000-{}", 100_000_000_001u64 + n as u64)
+}
+
+/// The value of a key of a tenant, of about so many bytes.
+fn value(tenant: &str, key: usize, bytes: usize, expires: u64) -> String {
+    let mut items = String::new();
+    let mut random = key as u64 * 0x9e37_79b9 + 1;
+    let mut id = 0;
+    while items.len() + 100 < bytes {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if id > 0 {
+            items += ", ";
+        }
+        items += &format!(
+            "{{\"id\": {id}, \"sku\": \"{:012x}\", \"tags\": [\"new\", \"sale\"], \"price\": {}.{:02}}}",
+            random >> 16,
+            random >> 50,
+            (random >> 40) % 100
+        );
+        id += 1;
+    }
+    format!("{{\"e\": {expires}, \"k\": {key}, \"p\": [{items}], \"t\": \"{tenant}\"}}")
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs()
+}
+
+/// A connection that answers one request at a time.
+trait Connection: Send {
+    fn get(&mut self, key: usize) -> &[u8];
+    fn set(&mut self, key: usize, value: &str);
+    fn fill_many(&mut self, from: usize, to: usize);
+    fn make_group(&mut self, keys: usize);
+    fn invalidate_group(&mut self) -> usize;
+}
+
+struct Redis {
+    stream: UnixStream,
+    reader: BufReader<UnixStream>,
+    prefix: String,
+    answer: Vec<u8>,
+    request: Vec<u8>,
+}
+
+impl Redis {
+    fn open(socket: &str, tenant: &str) -> Redis {
+        let stream = UnixStream::connect(socket).expect("Redis answers");
+        let reader = BufReader::with_capacity(64 << 10, stream.try_clone().expect("a socket"));
+        Redis { stream, reader, prefix: format!("tenant:{tenant}:"), answer: Vec::new(), request: Vec::new() }
+    }
+
+    fn push(&mut self, words: &[&[u8]]) {
+        write!(self.request, "*{}\r\n", words.len()).expect("memory");
+        for word in words {
+            write!(self.request, "${}\r\n", word.len()).expect("memory");
+            self.request.extend_from_slice(word);
+            self.request.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn send(&mut self) {
+        self.stream.write_all(&self.request).expect("Redis reads");
+        self.request.clear();
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        loop {
+            let mut byte = [0];
+            self.reader.read_exact(&mut byte).expect("Redis answers");
+            match byte[0] {
+                b'\n' => break,
+                b'\r' => {}
+                c => line.push(c),
+            }
+        }
+        assert!(line.first() != Some(&b'-'), "Redis: {}", String::from_utf8_lossy(&line));
+        String::from_utf8(line).expect("text")
+    }
+
+    fn bulk(&mut self) {
+        let length: i64 = self.line()[1..].parse().expect("a length");
+        assert!(length >= 0, "Redis has no such key");
+        self.answer.resize(length as usize + 2, 0);
+        self.reader.read_exact(&mut self.answer).expect("Redis answers");
+        self.answer.truncate(length as usize);
+    }
+}
+
+impl Connection for Redis {
+    fn get(&mut self, key: usize) -> &[u8] {
+        let key = format!("{}k{key}", self.prefix);
+        self.push(&[b"GET", key.as_bytes()]);
+        self.send();
+        self.bulk();
+        &self.answer
+    }
+
+    fn set(&mut self, key: usize, value: &str) {
+        let key = format!("{}k{key}", self.prefix);
+        self.push(&[b"SETEX", key.as_bytes(), b"3600", value.as_bytes()]);
+        self.send();
+        self.line();
+    }
+
+    fn fill_many(&mut self, from: usize, to: usize) {
+        for first in (from..to).step_by(1000) {
+            for key in first..to.min(first + 1000) {
+                let name = format!("{}many:{}:{}", self.prefix, key / 1000, key % 1000);
+                self.push(&[b"SETEX", name.as_bytes(), b"86400", b"{\"n\": 1}"]);
+            }
+            self.send();
+            for _ in first..to.min(first + 1000) {
+                self.line();
+            }
+        }
+    }
+
+    fn make_group(&mut self, keys: usize) {
+        for key in 0..keys {
+            let name = format!("{}group:{key}", self.prefix);
+            self.push(&[b"SETEX", name.as_bytes(), b"3600", b"1"]);
+        }
+        self.send();
+        for _ in 0..keys {
+            self.line();
+        }
+    }
+
+    fn invalidate_group(&mut self) -> usize {
+        let pattern = format!("{}group:*", self.prefix);
+        self.push(&[b"KEYS", pattern.as_bytes()]);
+        self.send();
+        let count: usize = self.line()[1..].parse().expect("a count");
+        let mut keys = Vec::new();
+        for _ in 0..count {
+            self.bulk();
+            keys.push(self.answer.clone());
+        }
+        let words: Vec<&[u8]> = std::iter::once(&b"DEL"[..]).chain(keys.iter().map(Vec::as_slice)).collect();
+        self.push(&words);
+        self.send();
+        self.line()[1..].parse().expect("a count")
+    }
+}
+
+struct Postgres {
+    stream: UnixStream,
+    reader: BufReader<UnixStream>,
+    answer: Vec<u8>,
+    set: String,
+}
+
+impl Postgres {
+    fn open(socket: &str, user: &str, database: &str, tenant: &str, statement: &str, set: &str) -> Postgres {
+        let stream = UnixStream::connect(socket).expect("PostgreSQL answers");
+        let reader = BufReader::with_capacity(64 << 10, stream.try_clone().expect("a socket"));
+        let mut own = Postgres { stream, reader, answer: Vec::new(), set: set.replace("{tenant}", tenant) };
+        let mut startup = vec![0, 3, 0, 0];
+        let options = format!("-c app.current_tenant={tenant}");
+        for word in ["user", user, "database", database, "options", &options, ""] {
+            startup.extend_from_slice(word.as_bytes());
+            startup.push(0);
+        }
+        let mut message = (startup.len() as u32 + 4).to_be_bytes().to_vec();
+        message.extend(startup);
+        own.stream.write_all(&message).expect("PostgreSQL reads");
+        own.finish();
+        own.prepare("g", &statement.replace("{tenant}", tenant));
+        own
+    }
+
+    fn message(kind: u8, body: &[u8], into: &mut Vec<u8>) {
+        into.push(kind);
+        into.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+        into.extend_from_slice(body);
+    }
+
+    /// Reads to the end of the answer; the first column of the last row stays.
+    fn finish(&mut self) {
+        loop {
+            let mut head = [0; 5];
+            self.reader.read_exact(&mut head).expect("PostgreSQL answers");
+            let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize - 4;
+            let mut small = [0; 1024];
+            match head[0] {
+                b'D' => {
+                    self.answer.resize(length, 0);
+                    self.reader.read_exact(&mut self.answer).expect("PostgreSQL answers");
+                    let null = self.answer[2..6] == (-1i32).to_be_bytes();
+                    self.answer.drain(..6);
+                    assert!(!null, "PostgreSQL has no such key");
+                }
+                kind => {
+                    let mut body = vec![];
+                    let body = if length <= small.len() {
+                        &mut small[..length]
+                    } else {
+                        body.resize(length, 0);
+                        &mut body
+                    };
+                    self.reader.read_exact(body).expect("PostgreSQL answers");
+                    assert!(kind != b'E', "PostgreSQL: {}", String::from_utf8_lossy(body));
+                    if kind == b'Z' {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn prepare(&mut self, name: &str, statement: &str) {
+        let mut out = Vec::new();
+        let body = format!("{name}\0{statement}\0\0\0");
+        Self::message(b'P', body.as_bytes(), &mut out);
+        Self::message(b'S', &[], &mut out);
+        self.stream.write_all(&out).expect("PostgreSQL reads");
+        self.finish();
+    }
+
+    fn execute(&mut self, name: &str, arguments: &[&str]) {
+        let mut body = format!("\0{name}\0").into_bytes();
+        body.extend_from_slice(&0u16.to_be_bytes());
+        body.extend_from_slice(&(arguments.len() as u16).to_be_bytes());
+        for argument in arguments {
+            body.extend_from_slice(&(argument.len() as u32).to_be_bytes());
+            body.extend_from_slice(argument.as_bytes());
+        }
+        body.extend_from_slice(&0u16.to_be_bytes());
+        let mut out = Vec::with_capacity(body.len() + 64);
+        Self::message(b'B', &body, &mut out);
+        Self::message(b'E', &[0, 0, 0, 0, 0], &mut out);
+        Self::message(b'S', &[], &mut out);
+        self.stream.write_all(&out).expect("PostgreSQL reads");
+        self.finish();
+    }
+}
+
+impl Connection for Postgres {
+    fn get(&mut self, key: usize) -> &[u8] {
+        self.execute("g", &[&format!("k{key}")]);
+        &self.answer
+    }
+
+    fn set(&mut self, key: usize, value: &str) {
+        if !self.set.is_empty() {
+            let set = std::mem::take(&mut self.set);
+            self.prepare("s", &set);
+        }
+        self.execute("s", &[&format!("k{key}"), value]);
+    }
+
+    fn fill_many(&mut self, _from: usize, _to: usize) {
+        unreachable!("filled by SQL")
+    }
+
+    fn make_group(&mut self, keys: usize) {
+        self.prepare(
+            "m",
+            &format!("SELECT count(*) FROM (SELECT tenant_cache_set('group:' || n, '1', '1 h') FROM generate_series(1, {keys}) AS n) AS s"),
+        );
+        self.execute("m", &[]);
+    }
+
+    fn invalidate_group(&mut self) -> usize {
+        self.prepare("i", "SELECT tenant_cache_invalidate('group:*')");
+        self.execute("i", &[]);
+        String::from_utf8_lossy(&self.answer).parse().expect("a count")
+    }
+}
+
+fn main() {
+    let mut arguments = env::args().skip(1);
+    let mut next = || arguments.next().expect("cache_client (pg USER DATABASE | redis) SOCKET DO SECONDS CLIENTS KEYS BYTES EXPIRES GET SET");
+    let kind = next();
+    let (user, database) = if kind == "pg" { (next(), next()) } else { Default::default() };
+    let (socket, what) = (next(), next());
+    let mut number = || next().parse::<f64>().expect("a number");
+    let (seconds, clients, keys, bytes, expires) =
+        (number(), number() as usize, number() as usize, number() as usize, number() as u64);
+    let (get, set) = (next(), next());
+    let open = |n: usize| -> Box<dyn Connection> {
+        match kind.as_str() {
+            "pg" => Box::new(Postgres::open(&socket, &user, &database, &tenant(n), &get, &set)),
+            _ => Box::new(Redis::open(&socket, &tenant(n))),
+        }
+    };
+    match what.as_str() {
+        "fill" => {
+            for n in 0..clients {
+                let mut connection = open(n);
+                for key in 0..keys {
+                    connection.set(key, &value(&tenant(n), key, bytes, expires));
+                }
+            }
+        }
+        "fill-many" => open(0).fill_many(0, keys),
+        "invalidate" => invalidate(&open, keys),
+        "get" | "set" => load(&open, &what, seconds, clients, keys, bytes, expires),
+        other => panic!("{other}"),
+    }
+}
+
+fn load(
+    open: &dyn Fn(usize) -> Box<dyn Connection>,
+    what: &str,
+    seconds: f64,
+    clients: usize,
+    keys: usize,
+    bytes: usize,
+    expires: u64,
+) {
+    let (start, calls) = (Arc::new(Barrier::new(clients + 1)), Arc::new(AtomicU64::new(0)));
+    let end = Arc::new(AtomicBool::new(false));
+    let threads: Vec<_> = (0..clients)
+        .map(|n| {
+            let mut connection = open(n);
+            let (start, calls, end) = (start.clone(), calls.clone(), end.clone());
+            let reads = what == "get";
+            thread::spawn(move || {
+                let values: Vec<String> = (0..keys).map(|key| value(&tenant(n), key, bytes, expires)).collect();
+                let mut random = n as u64 + 1;
+                let mut done = 0;
+                start.wait();
+                while !end.load(Ordering::Relaxed) {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let key = (random >> 33) as usize % keys;
+                    if reads {
+                        let found = connection.get(key);
+                        assert!(found == values[key].as_bytes(), "a wrong value: {}", String::from_utf8_lossy(found));
+                        assert!(now() < expires, "an expired value");
+                    } else {
+                        connection.set(key, &values[key]);
+                    }
+                    done += 1;
+                }
+                calls.fetch_add(done, Ordering::Relaxed);
+            })
+        })
+        .collect();
+    start.wait();
+    let begin = Instant::now();
+    thread::sleep(Duration::from_secs_f64(seconds));
+    end.store(true, Ordering::Relaxed);
+    let spent = begin.elapsed().as_secs_f64();
+    for thread in threads {
+        thread.join().expect("every answer is right");
+    }
+    println!("{}", clients as f64 * spent * 1e6 / calls.load(Ordering::Relaxed) as f64);
+}
+
+/// One invalidation of so many keys, while another client goes on asking.
+fn invalidate(open: &dyn Fn(usize) -> Box<dyn Connection>, keys: usize) {
+    let (mut connection, mut other) = (open(0), open(1));
+    connection.make_group(keys);
+    let end = Arc::new(AtomicBool::new(false));
+    let stop = end.clone();
+    let asking = thread::spawn(move || {
+        let mut worst = Duration::ZERO;
+        while !stop.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            other.get(0);
+            worst = worst.max(begin.elapsed());
+        }
+        worst
+    });
+    thread::sleep(Duration::from_millis(50));
+    let begin = Instant::now();
+    let removed = connection.invalidate_group();
+    let spent = begin.elapsed();
+    end.store(true, Ordering::Relaxed);
+    assert_eq!(removed, keys, "keys removed");
+    let worst = asking.join().expect("the other client is answered");
+    println!("{} {}", spent.as_secs_f64() * 1e6, worst.as_secs_f64() * 1e6);
+}
