@@ -12,7 +12,7 @@ override PG_CONFIG :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pool attacks-mutation fuzz test-core install run bench bench-live lint package clean setup
+.PHONY: help demo examples test test-pool attacks-mutation fuzz test-core install run bench bench-live lint package clean setup
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,11 @@ demo: ## A private throwaway cluster with a tour; leaves it running
 	@scripts/setup $(PG)
 	@scripts/install $(PG) run
 	@scripts/demo
+
+examples: ## The programs in examples/, tested against a private throwaway cluster
+	@scripts/setup --examples $(PG)
+	@scripts/install $(PG) run
+	@scripts/examples
 
 test: ## Everything; TESTNAME=… for the tests with that in their name
 	@scripts/setup 15 $(filter-out 15,$(PG))

@@ -7,6 +7,7 @@
 #   pg<major>-upgrade    a copy for a plain build, where the tests of pg_upgrade start
 #   pgrx/<major>         PGRX_HOME
 #   clusters/<name>-<major>    clusters made by scripts/cluster
+#   examples/<name>     what a program in examples/ depends on
 #   cargo-tools, venv, apt, src, log
 set -euo pipefail
 umask 022
