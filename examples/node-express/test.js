@@ -15,7 +15,6 @@ const CONNECTIONS = 5;
 const office = new pg.Client({ user: 'office' });
 const pool = makePool({ user: 'shop', max: CONNECTIONS });
 let server;
-let late; // what a handler kept and used after its answer
 
 // The rows of a request, read after others have had time to get in between.
 async function look() {
@@ -50,11 +49,6 @@ function unruly(app) {
     await tenant().query('INSERT INTO orders (item) VALUES ($1)', ['lost']);
     await tenant().query('SELECT 1 / 0').catch(() => {});
     res.json({ done: true });
-  });
-  app.post('/goes-on', async (req, res) => {
-    res.json({});
-    await sleep(10);
-    late = await tenant().query(`INSERT INTO orders (item) VALUES ('late')`).catch((error) => error);
   });
   app.use((error, req, res, next) => (error.answer ? res.status(500).json(error.answer) : next(error)));
 }
@@ -136,12 +130,35 @@ test('an answer is not sent before COMMIT, and a COMMIT that rolls back is no su
   assert.deepEqual(await items(id), []);
 });
 
-test('code that goes on after the answer has no transaction', async () => {
-  const { id } = await newTenant();
-  assert.equal((await send('/goes-on', id, {})).status, 200);
-  while (!late) await sleep(5);
-  assert.ok(late instanceof Error);
-  assert.deepEqual(await items(id), []);
+test('code that goes on after the answer does not meet the next tenant', async () => {
+  const tenants = [await newTenant(), await newTenant()];
+  const single = makePool({ user: 'shop', max: 1 });
+  let nextIsThere;
+  let wentOn;
+  const next = new Promise((resolve) => { nextIsThere = resolve; });
+  const late = new Promise((resolve) => { wentOn = resolve; });
+  const one = await listen(makeApp(single, (app) => {
+    app.post('/goes-on', async (req, res) => {
+      const insert = () => tenant().query(`INSERT INTO orders (item) VALUES ('late')`);
+      await insert();
+      res.json({});
+      await next;
+      wentOn(await insert().then(() => 'went on', () => 'refused'));
+    });
+    app.post('/next', async (req, res) => {
+      nextIsThere();
+      res.json({ late: await late });
+    });
+  }));
+  try {
+    assert.equal((await send('/goes-on', tenants[0].id, {}, one)).status, 200);
+    assert.deepEqual(await (await send('/next', tenants[1].id, {}, one)).json(), { late: 'refused' });
+    assert.deepEqual([await items(tenants[0].id), await items(tenants[1].id)], [['late'], []]);
+  } finally {
+    one.closeAllConnections();
+    one.close();
+    await single.end();
+  }
 });
 
 test('a request without one good tenant is 400', async () => {
