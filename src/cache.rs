@@ -3,13 +3,13 @@
 //! # Reading
 //!
 //! `tenant_cache_get` is one index lookup below SQL, with the catalog snapshot: it sees what is committed now. It writes
-//! nothing: hits and misses are counted in the backend, and handed over with the next write, or after [`MOST_UNTOLD`]
+//! nothing: hits and misses are counted in the backend, and handed over with the next write, or after `MOST_UNTOLD`
 //! calls, if nobody has to be waited for. Counts that a transaction has handed over are lost when it rolls back.
 //!
 //! # Writing
 //!
 //! An entry is a row; two transactions that set one key wait for each other as for any row. What the entries of a tenant
-//! add up to is kept in [`PARTS`] rows a tenant, of which a transaction takes one that no other open transaction
+//! add up to is kept in `PARTS` rows a tenant, of which a transaction takes one that no other open transaction
 //! has taken: sessions that set different keys of one tenant do not wait. A part is taken by a lock of the advisory kind,
 //! with a class number that no SQL function can produce, to the end of the transaction.
 //!
@@ -17,7 +17,7 @@
 //!
 //! The limit of the resource `cache_bytes`, checked after each write against what is committed and the transaction's
 //! own. Over it the tenant's expired entries go, then its oldest ones, which indexes find; those that another transaction is
-//! changing stay. One write in [`SWEEP_EVERY`] looks for expired entries in any case: what is written once and not asked
+//! changing stay. One write in `SWEEP_EVERY` looks for expired entries in any case: what is written once and not asked
 //! for again would stay until the budget is used up.
 
 pub mod glob;

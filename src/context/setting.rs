@@ -403,11 +403,8 @@ unsafe extern "C-unwind" fn assign(_text: *const c_char, extra: *mut c_void) {
     }
     // RESET returns to the start value without asking the check hook, and is an attempt that succeeds.
     // SAFETY: reads the state of the transaction; a rollback and a commit are outside it.
-    if FAILED.get()
-        && value.at_start
-        && unsafe { pg_sys::IsTransactionState() }
-        && !registry::in_restricted_operation()
-    {
+    let is_open = || unsafe { pg_sys::IsTransactionState() };
+    if FAILED.get() && value.at_start && is_open() && !registry::in_restricted_operation() {
         FAILED.set(false);
     }
 }

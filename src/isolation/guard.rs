@@ -2,7 +2,7 @@
 //!
 //! # How it judges
 //!
-//! When a command has ended, an event trigger reads what it has done ([`command`]) and looks at what has come of it:
+//! When a command has ended, an event trigger reads what it has done (`command`) and looks at what has come of it:
 //! is row level security still on, are both policies as tenant_protect makes them, is the new partition protected. The
 //! verdict is about the state, so that it does not matter how a command is written; what the command has touched only
 //! says where to look, so that a table somebody has opened on purpose does not stand in the way of other commands.
@@ -11,15 +11,15 @@
 //!
 //! # What it does not watch
 //!
-//! Restores by a superuser, scripts of extensions, and the statements of our own functions ([`crate::plan::is_ours`]).
+//! Restores by a superuser, scripts of extensions, and the statements of our own functions (`plan::is_ours`).
 //! `tenant_rls.ddl_guard` set to `off` or `warn` lets everything through; what `on` would have refused is then
 //! recorded in `tenant_rls.changes`, in the same transaction.
 //!
 //! # Layout
 //!
-//! [`tree`]: partitions and children that come and go, new tables. [`weakening`]: what a command may have taken from
-//! a protected table. [`reader`]: views, rules and functions that read around the policies. [`utility`]: commands
-//! that fire no event triggers. [`closing`]: what stays when the extension goes.
+//! [`tree`]: partitions and children that come and go, new tables. `weakening`: what a command may have taken from
+//! a protected table. `reader`: views, rules and functions that read around the policies. [`utility`]: commands
+//! that fire no event triggers. `closing`: what stays when the extension goes.
 
 mod closing;
 mod command;
