@@ -319,7 +319,7 @@ fn other_tenants_are_not_scanned() {
     let app = db.app();
     db.admin().run(&format!("GRANT pg_read_all_stats TO {app}"));
     let mut a = db.connect_as(&app, A);
-    db.connect_as(&app, B).run("SELECT tenant_cache_set('k' || n, '1') FROM generate_series(1, 500) AS n");
+    db.connect_as(&app, B).run("SELECT tenant_cache_set('k' || n, '1') FROM generate_series(1, 5000) AS n");
     let scans = "SELECT sum(seq_scan)::bigint FROM pg_stat_xact_all_tables WHERE schemaname = 'tenant_rls' AND relname LIKE 'cache%'";
     let read = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_xact_all_tables WHERE schemaname = 'tenant_rls' AND relname = 'cache'";
     a.run("BEGIN");

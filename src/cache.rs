@@ -30,9 +30,11 @@ use pgrx::{AnyNumeric, direct_function_call_as_datum, pg_sys};
 
 use crate::backend::Backend;
 use crate::call::{answer, argument, datum_argument, sql_function};
+use crate::clock;
 use crate::composite::composite;
 use crate::context::{self, fence};
 use crate::error::{Error, Result, or_raise};
+use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner, with_indexes};
 use crate::quota::decision::Enforcement;
 use crate::quota::period;
@@ -50,9 +52,6 @@ const TIMESTAMPTZ: pg_sys::Oid = pg_sys::TIMESTAMPTZOID;
 
 /// Rows that the totals of a tenant are kept in.
 const PARTS: i32 = 32;
-
-/// `objsubid` of the lock on a part in pg_locks. SQL's advisory locks have 1 and 2.
-const CLASS: u16 = 7221;
 
 /// Bytes that an entry counts beside key and value: its row and its places in two indexes.
 const ROW: i64 = 100;
@@ -102,13 +101,6 @@ fn take_counts(id: TenantId) -> (i64, i64) {
     UNTOLD.borrow_mut().as_mut().and_then(|counts| counts.remove(&id)).unwrap_or_default()
 }
 
-/// The server's clock, in microseconds since 2000-01-01. Not now(), which stands still for as long as the transaction
-/// lasts.
-fn clock() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
-}
-
 fn checked<'a>(
     text: Option<&'a str>,
     what: &'static str,
@@ -142,24 +134,9 @@ fn find_part(id: TenantId, wait: bool) -> Option<i32> {
         let number = pg_sys::MyProcNumber;
         number % PARTS
     };
-    let lock = |part: i32, wait: bool| {
-        let bytes = id.as_bytes();
-        let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let tag = pg_sys::LOCKTAG {
-            // SAFETY: reads a variable of the backend.
-            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-            locktag_field2: word(0) ^ word(4) ^ part as u32,
-            locktag_field3: word(8) ^ word(12),
-            locktag_field4: CLASS,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
-            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-        };
-        // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it.
-        let got = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, !wait) };
-        got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
-    };
-    let free = (0..PARTS).map(|step| (own + step) % PARTS).find(|part| lock(*part, false));
-    free.or_else(|| wait.then_some(own).filter(|own| lock(*own, true)))
+    let lock = |part: i32| Lock::of_tenant(Class::CachePart, id, part as u32);
+    let free = (0..PARTS).map(|step| (own + step) % PARTS).find(|part| lock(*part).try_acquire());
+    free.or_else(|| wait.then(|| lock(own).acquire()).map(|()| own))
 }
 
 fn part(id: TenantId) -> i32 {
@@ -194,7 +171,7 @@ sql_function!(
         if !cache::is_here() {
             return Ok(answer(fcinfo, None));
         }
-        let value = cache::value(tenant.id, key, clock())?;
+        let value = cache::value(tenant.id, key, clock::now())?;
         let untold = count(tenant.id, value.is_some());
         if untold >= MOST_UNTOLD {
             hand_over(&tenant)?;
@@ -239,7 +216,7 @@ fn expiry(ttl: Option<pgrx::datum::Interval>) -> Result<pg_sys::Datum> {
             hint: "Use a longer time; tenant_cache_delete removes a key.",
         });
     }
-    let now = pg_sys::Datum::from(clock());
+    let now = pg_sys::Datum::from(clock::now());
     // SAFETY: a timestamptz and an interval. Raises 22008 beyond the end of time.
     let expires_at = unsafe {
         direct_function_call_as_datum(pg_sys::timestamptz_pl_interval, &[Some(now), ttl.into_datum()])
@@ -250,7 +227,7 @@ fn expiry(ttl: Option<pgrx::datum::Interval>) -> Result<pg_sys::Datum> {
 /// The budget of a tenant, `None` without one that holds.
 fn budget(tenant: &std::rc::Rc<Tenant>) -> Result<Option<i64>> {
     let quota = registry::quota(tenant, cache::RESOURCE)?;
-    Ok(quota.limit(period::from_postgres(clock())).0.filter(|_| quota.enforcement == Enforcement::Hard))
+    Ok(quota.limit(period::from_postgres(clock::now())).0.filter(|_| quota.enforcement == Enforcement::Hard))
 }
 
 fn set(
@@ -284,7 +261,7 @@ fn set(
         add(id, part, i64::from(replaced == 0), size - replaced, 0);
     })?;
     let over = budget.map_or(Ok(0), |budget| cache::totals(id).map(|totals| totals.size - budget))?.max(0);
-    if over > 0 || clock() % SWEEP_EVERY == 0 {
+    if over > 0 || clock::now() % SWEEP_EVERY == 0 {
         trim(id, part, over)?;
     }
     Ok(())
@@ -292,7 +269,7 @@ fn set(
 
 /// Removes entries of the tenant that have expired, and then its oldest ones, until `over` bytes are free.
 fn trim(id: TenantId, part: i32, over: i64) -> Result<()> {
-    let now = clock();
+    let now = clock::now();
     let expired = select(id, Order::Expiry, |entry, number, size| {
         entry.expires_at <= now && (number < MOST_SWEPT || size < over)
     })?;

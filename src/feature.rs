@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 use pgrx::{AnyNumeric, Uuid, pg_sys};
 
 use crate::call::{answer, argument, datum_argument, sql_function};
+use crate::clock;
 use crate::composite::composite;
 use crate::context;
 use crate::error::{Error, Result, or_raise};
@@ -60,13 +61,6 @@ fn resolved<'a>(
     Resolved { value: hit.value, variant: hit.scope.as_str(), reason }
 }
 
-/// The server's clock, in microseconds since 2000-01-01. Not now(), which stands still for as long as the transaction
-/// lasts: what has expired counts no more.
-fn clock() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
-}
-
 /// Runs `with` on what holds of a feature for the tenant of the session; `None` for one that is not defined.
 fn with_feature<T>(name: Option<&str>, with: impl FnOnce(Option<Resolved>) -> T) -> Result<T> {
     let name = name.ok_or(Error::Null("the feature"))?;
@@ -74,7 +68,7 @@ fn with_feature<T>(name: Option<&str>, with: impl FnOnce(Option<Resolved>) -> T)
     let all = features()?;
     let Some(feature) = all.get(name) else { return Ok(with(None)) };
     let own = registry::own(&tenant)?;
-    Ok(with(Some(resolved(feature, own.features.get(name), Some(&tenant), clock()))))
+    Ok(with(Some(resolved(feature, own.features.get(name), Some(&tenant), clock::now()))))
 }
 
 sql_function!(
@@ -118,7 +112,7 @@ sql_function!(
 pub fn values_and_names(tenant: Option<&Tenant>) -> Result<(String, String)> {
     let all = features()?;
     let own = tenant.map(registry::own).transpose()?;
-    let now = clock();
+    let now = clock::now();
     let (mut values, mut names) = (Object::new(), Vec::new());
     for (name, feature) in &*all {
         let own = own.as_ref().and_then(|own| own.features.get(name));

@@ -302,19 +302,13 @@ pub fn as_owner<T>(f: impl FnOnce() -> T) -> Result<T> {
 struct Settings(c_int);
 
 impl Settings {
-    /// As the server does for commands that run code of a table's owner: names mean what they mean in pg_catalog,
-    /// or else in `schema` (quoted, or empty).
-    fn open(schema: &str) -> Settings {
-        let schema = if schema.is_empty() { String::new() } else { format!("{schema}, ") };
-        let Ok(path) = CString::new(format!("pg_catalog, {schema}pg_temp")) else {
-            pgrx::error!("the name of a schema holds a zero byte");
-        };
+    fn set(name: &CStr, value: &CStr) -> Settings {
         // SAFETY: `drop` closes the level; both strings outlive the call, which copies them.
         unsafe {
             let level = pg_sys::NewGUCNestLevel();
             pg_sys::set_config_option(
-                c"search_path".as_ptr(),
-                path.as_ptr(),
+                name.as_ptr(),
+                value.as_ptr(),
                 pg_sys::GucContext::PGC_USERSET,
                 pg_sys::GucSource::PGC_S_SESSION,
                 pg_sys::GucAction::GUC_ACTION_SAVE,
@@ -324,6 +318,16 @@ impl Settings {
             );
             Settings(level)
         }
+    }
+
+    /// As the server does for commands that run code of a table's owner: names mean what they mean in pg_catalog,
+    /// or else in `schema` (quoted, or empty).
+    fn open(schema: &str) -> Settings {
+        let schema = if schema.is_empty() { String::new() } else { format!("{schema}, ") };
+        let Ok(path) = CString::new(format!("pg_catalog, {schema}pg_temp")) else {
+            pgrx::error!("the name of a schema holds a zero byte");
+        };
+        Settings::set(c"search_path", &path)
     }
 }
 
@@ -336,24 +340,10 @@ impl Drop for Settings {
 
 /// Runs `f`, in which statements find their rows by an index, however few rows a table has.
 pub fn with_indexes<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: the setting is put back at the end of this function or, after an error, of the (sub)transaction; the
-    // strings outlive the call.
-    unsafe {
-        let level = pg_sys::NewGUCNestLevel();
-        pg_sys::set_config_option(
-            c"enable_seqscan".as_ptr(),
-            c"off".as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_SAVE,
-            true,
-            0,
-            false,
-        );
-        let value = f();
-        pg_sys::AtEOXact_GUC(true, level);
-        value
-    }
+    let settings = Settings::set(c"enable_seqscan", c"off");
+    let value = f();
+    drop(settings);
+    value
 }
 
 /// Runs `f` with the rights of the owner of a user's table, with its policies off, as foreign key checks do.

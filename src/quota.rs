@@ -15,12 +15,13 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::rc::Rc;
 
-use pgrx::prelude::*;
 use pgrx::{direct_function_call, pg_sys};
 
+use crate::call::{argument, datum_argument, sql_function};
+use crate::clock;
 use crate::context::{self, fence};
-use crate::error::{Error, Result, or_raise};
-use crate::registry::{self, FUNCTION_INFO, Kind, Quota, Source, Tenant};
+use crate::error::{Error, Result};
+use crate::registry::{self, Kind, Quota, Source, Tenant};
 use crate::tenant::Status;
 use amounts::AmountsError;
 use decision::{Limit, Reason, Verdict, decide};
@@ -76,8 +77,7 @@ impl Key {
     }
 
     fn now(tenant: Rc<Tenant>, quota: Rc<Quota>, gives: bool) -> Key {
-        // SAFETY: reads the clock. Not now(), which stands still for as long as the transaction lasts.
-        let now = period::from_postgres(unsafe { pg_sys::GetCurrentTimestamp() });
+        let now = period::from_postgres(clock::now());
         let window = quota.window(&tenant, now);
         let (limit, source) = quota.limit(now);
         Key { tenant, quota, now, window, limit, source, gives }
@@ -213,45 +213,6 @@ fn exhausted(key: &Key, verdict: &Verdict, used: i64, requested: i64) -> Error {
 fn consume_or_raise(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
     let (verdict, used) = take(key, amount)?;
     if verdict.allowed { Ok((verdict, used)) } else { Err(exhausted(key, &verdict, used, amount)) }
-}
-
-/// Argument `number` (from 0) of a call, or `None` when it is NULL.
-unsafe fn argument<T: FromDatum>(fcinfo: pg_sys::FunctionCallInfo, number: usize) -> Option<T> {
-    // SAFETY: the caller asks for an argument that the SQL declaration has, with its type.
-    unsafe {
-        let argument = (*fcinfo).args.as_slice((*fcinfo).nargs as usize)[number];
-        T::from_datum(argument.value, argument.isnull)
-    }
-}
-
-/// The same, as the server hands it.
-unsafe fn datum_argument(fcinfo: pg_sys::FunctionCallInfo, number: usize) -> Option<pg_sys::Datum> {
-    // SAFETY: as above.
-    let argument = unsafe { (*fcinfo).args.as_slice((*fcinfo).nargs as usize)[number] };
-    (!argument.isnull).then_some(argument.value)
-}
-
-macro_rules! sql_function {
-    ($(#[$doc:meta])* $name:ident, $info:ident, $body:expr) => {
-        $(#[$doc])*
-        ///
-        /// # Safety
-        ///
-        /// Called by the server alone.
-        #[pg_guard]
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C-unwind" fn $name(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-            // SAFETY: the server hands a call of the SQL function of this name, whose arguments and result
-            // are those of sql/quota.sql.
-            unsafe { or_raise(($body)(fcinfo)) }
-        }
-
-        /// Version record of the function.
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $info() -> *const pg_sys::Pg_finfo_record {
-            &FUNCTION_INFO
-        }
-    };
 }
 
 sql_function!(

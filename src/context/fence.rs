@@ -4,8 +4,7 @@
 //!
 //! Every transaction that writes rows of a tenant holds a lock of its own kind on the tenant, in share mode,
 //! until it ends. [`close`] takes it exclusively: it waits for the writers that are at work, and those that
-//! come later wait for it, then see the fence. No SQL command reaches these locks, and pg_locks shows them as
-//! advisory locks with objsubid 7215.
+//! come later wait for it, then see the fence.
 
 use std::cell::Cell;
 use std::ffi::CString;
@@ -15,29 +14,16 @@ use pgrx::prelude::*;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::lock::{Class, Lock};
 use crate::registry::{self, Tenant};
 use crate::tenant::{Status, TenantId};
-
-/// SQL can take advisory locks of class 1 and 2 only.
-const CLASS: u16 = 7215;
 
 /// The tenant whose share lock the current transaction holds: asking again is a comparison.
 static SHARED: Backend<Cell<Option<(pg_sys::LocalTransactionId, pg_sys::SubTransactionId, TenantId)>>> =
     Backend::new(Cell::new(None));
 
-fn tag(id: TenantId) -> pg_sys::LOCKTAG {
-    // Two tenants of the same half wait for each other now and then; uuids make that rare and it is harmless.
-    let bytes = id.as_bytes();
-    let part = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    pg_sys::LOCKTAG {
-        // SAFETY: reads a variable of the backend.
-        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-        locktag_field2: part(0) ^ part(4),
-        locktag_field3: part(8) ^ part(12),
-        locktag_field4: CLASS,
-        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
-        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-    }
+fn lock(id: TenantId) -> Lock {
+    Lock::of_tenant(Class::Fence, id, 0)
 }
 
 /// Admits a writer: keeps a fence from closing until the transaction ends, and refuses behind a closed one.
@@ -63,10 +49,7 @@ fn admit(tenant: &Tenant, wait: bool) -> Result<bool> {
     if SHARED.get() == Some(known) {
         return open(tenant).map(|()| true);
     }
-    let tag = tag(tenant.id);
-    // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it.
-    let got = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ShareLock as i32, false, !wait) };
-    if got == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+    if !lock(tenant.id).share(wait) {
         return Ok(false);
     }
     SHARED.set(Some(known));
@@ -96,7 +79,7 @@ unsafe fn local_transaction() -> pg_sys::LocalTransactionId {
 
 /// Waits until no other transaction writes for the tenant, and keeps new writers out until this one ends.
 pub fn close(id: TenantId, timeout_ms: i64) -> Result<()> {
-    let tag = tag(id);
+    let lock = lock(id);
     // SAFETY: the setting is put back at the end of this function or, after an error, of the transaction.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     let text = CString::new(timeout_ms.to_string()).unwrap_or_default();
@@ -114,7 +97,7 @@ pub fn close(id: TenantId, timeout_ms: i64) -> Result<()> {
             false,
         );
         let got = PgTryBuilder::new(|| {
-            pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, false);
+            lock.acquire();
             true
         })
         .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| false)

@@ -19,6 +19,7 @@ use pgrx::prelude::*;
 
 use super::setting;
 use crate::backend::Backend;
+use crate::clock;
 use crate::error::{Error, Result, or_raise};
 use crate::gucs;
 use crate::plan::{CachedPlan, as_owner};
@@ -30,21 +31,11 @@ use token::{Algorithm, Carried, Claims, Key, LONGEST_NAME, Refusal, Token};
 /// Microseconds from 1970 to 2000, where the server's clock begins.
 const EPOCH: i64 = 946_684_800_000_000;
 
-/// The server's clock, in microseconds since 2000-01-01.
-fn now() -> i64 {
-    // Every statement of a session with a ticket asks: pgrx's guard would cost more than the clock.
-    unsafe extern "C-unwind" {
-        fn GetCurrentTimestamp() -> i64;
-    }
-    // SAFETY: reads the clock.
-    unsafe { GetCurrentTimestamp() }
-}
-
 /// Whether what holds until then holds now.
 #[inline]
 pub fn in_time(until: Option<i64>) -> Result<()> {
     match until {
-        Some(until) if now() >= until => Err(Error::TicketEnded),
+        Some(until) if clock::now() >= until => Err(Error::TicketEnded),
         _ => Ok(()),
     }
 }
@@ -64,7 +55,7 @@ pub fn until(ticket: &Ticket) -> Result<i64> {
 }
 
 fn in_force(key: &SigningKey) -> bool {
-    (key.not_before..key.not_after).contains(&now())
+    (key.not_before..key.not_after).contains(&clock::now())
 }
 
 fn key_of(row: SigningKey) -> Option<Key> {
@@ -127,7 +118,7 @@ fn check(text: &[u8]) -> std::result::Result<(TenantId, Ticket), Failure> {
     let until = row.not_after;
     let key = key_of(row).ok_or(Refusal::UnknownKey)?;
     let claims = token.verify(&key)?;
-    claims.check(now() + EPOCH, gucs::ticket_audience().as_deref())?;
+    claims.check(clock::now() + EPOCH, gucs::ticket_audience().as_deref())?;
     let expires_at = claims.expires_at - EPOCH;
     // What is refused for another reason is not used up by it.
     setting::admit(claims.tenant, Ways::Ticket)?;
@@ -287,7 +278,7 @@ pub fn from_leader(tenant: TenantId) -> Option<Ticket> {
     }
     // SAFETY: the server keeps a C string there, which is read before anything can change it.
     let Carried(of, ticket) = Carried::parse(unsafe { CStr::from_ptr(text) }.to_str().ok()?)?;
-    (of == tenant && now() < ticket.expires_at).then_some(ticket)
+    (of == tenant && clock::now() < ticket.expires_at).then_some(ticket)
 }
 
 // Raises nothing, so it needs no guard.

@@ -60,7 +60,11 @@ impl Name {
     }
 
     fn of(id: TenantId, key: KeyType) -> Result<Option<Name>> {
-        Ok(Name::in_column(id, registry::tenant(id)?.and_then(|tenant| tenant.key), key))
+        let tenant_key = match key {
+            KeyType::Uuid => None,
+            KeyType::BigInt | KeyType::Integer => registry::tenant(id)?.and_then(|tenant| tenant.key),
+        };
+        Ok(Name::in_column(id, tenant_key, key))
     }
 
     fn literal(self) -> String {

@@ -21,15 +21,11 @@ use pgrx::{Uuid, pg_sys};
 use super::decision::Verdict;
 use super::{Key, Mode};
 use crate::error::{Error, Result};
+use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
 use crate::quota::period;
 use crate::registry;
 use crate::registry::scan::Changed;
-
-/// Class of the locks of keys; SQL can take advisory locks of class 1 and 2 only.
-const KEY: u16 = 7216;
-/// Class of the locks that say whose turn to wait it is.
-const TURN: u16 = 7217;
 
 /// How long a waiter gives the holder of the lock to reach the row, in microseconds, and how often.
 const NAP: i64 = 50;
@@ -48,7 +44,7 @@ impl Mode for Strict {
     }
 
     fn take(&self, key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
-        let lock = Lock::of(key, KEY);
+        let lock = lock_of(key, Class::Key);
         if let Some(denied) = acquire(&lock, key, |key, used| {
             let verdict = key.decide(used, amount);
             (!verdict.allowed).then_some((verdict, used))
@@ -63,7 +59,7 @@ impl Mode for Strict {
     }
 
     fn give(&self, key: &mut Key, amount: i64) -> Result<i64> {
-        let lock = Lock::of(key, KEY);
+        let lock = lock_of(key, Class::Key);
         acquire(&lock, key, |_, _| None::<()>)?;
         let mut fits = false;
         let used = change(key, |_, used| {
@@ -102,7 +98,7 @@ fn acquire<T>(lock: &Lock, key: &mut Key, settled: impl Fn(&Key, i64) -> Option<
     if lock.try_acquire() {
         return Ok(None);
     }
-    let turn = Lock::of(key, TURN);
+    let turn = lock_of(key, Class::Turn);
     let mut has_turn = false;
     let mut naps = 0;
     let answer = loop {
@@ -192,40 +188,10 @@ fn insert(key: &Key, amount: i64) -> Result<()> {
 }
 
 /// The lock of a key.
-struct Lock(pg_sys::LOCKTAG);
-
-impl Lock {
-    fn of(key: &Key, class: u16) -> Lock {
-        // Two keys of the same hash wait for each other, which is slower and as right.
-        let mut hasher = DefaultHasher::new();
-        key.tenant.id.hash(&mut hasher);
-        key.quota.resource.name.hash(&mut hasher);
-        let hash = hasher.finish();
-        Lock(pg_sys::LOCKTAG {
-            // SAFETY: reads a variable of the backend.
-            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-            locktag_field2: (hash >> 32) as u32,
-            locktag_field3: hash as u32,
-            locktag_field4: class,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
-            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-        })
-    }
-
-    fn try_acquire(&self) -> bool {
-        // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it.
-        let result = unsafe { pg_sys::LockAcquire(&self.0, pg_sys::ExclusiveLock as i32, false, true) };
-        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
-    }
-
-    fn acquire(&self) {
-        // SAFETY: as above; waits, and can be cancelled.
-        unsafe { pg_sys::LockAcquire(&self.0, pg_sys::ExclusiveLock as i32, false, false) };
-    }
-
-    /// Gives back what this call has acquired; what an earlier call of the transaction holds stays.
-    fn release(&self) {
-        // SAFETY: this call has acquired it once.
-        unsafe { pg_sys::LockRelease(&self.0, pg_sys::ExclusiveLock as i32, false) };
-    }
+fn lock_of(key: &Key, class: Class) -> Lock {
+    let mut hasher = DefaultHasher::new();
+    key.tenant.id.hash(&mut hasher);
+    key.quota.resource.name.hash(&mut hasher);
+    let hash = hasher.finish();
+    Lock::new(class, [(hash >> 32) as u32, hash as u32])
 }

@@ -5,9 +5,7 @@ use pgrx::{IntoDatum, pg_sys};
 use super::catalog::{catalog, table};
 use super::scan::{self, Key, Row, scan, signing_keys as column};
 use crate::error::{Error, Result};
-
-/// Class of the locks on tickets that are being used; SQL can take advisory locks of class 1 and 2 only.
-const CLASS: u16 = 7220;
+use crate::lock::{Class, Lock, word};
 
 /// One row of `tenant_rls.signing_keys`.
 pub struct SigningKey {
@@ -53,30 +51,19 @@ pub fn signing_keys() -> Result<Vec<SigningKey>> {
 
 /// Uses a ticket up, now and for good, whatever becomes of the transaction. `false` if it was used before.
 pub fn use_up(digest: &[u8; 32], expires_at: i64) -> Result<bool> {
-    let part = |at: usize| u32::from_be_bytes([digest[at], digest[at + 1], digest[at + 2], digest[at + 3]]);
-    let tag = pg_sys::LOCKTAG {
-        // SAFETY: reads a variable of the backend.
-        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-        locktag_field2: part(0),
-        locktag_field3: part(4),
-        locktag_field4: CLASS,
-        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
-        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-    };
+    let lock = Lock::new(Class::Ticket, [word(digest, 0), word(digest, 4)]);
     let (used_tickets, pkey) = (table("used_tickets"), table("used_tickets_pkey"));
     if used_tickets == pg_sys::InvalidOid || pkey == pg_sys::InvalidOid {
         return Err(Error::NotInstalled);
     }
-    // SAFETY: the tag is complete; held for as long as the look and the row take, and released by the transaction
-    // after an error.
-    unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, false) };
+    // Held for as long as the look and the row take.
+    lock.acquire();
     let mut used = false;
     scan(used_tickets, pkey, &[Key::Bytes(scan::used_tickets::DIGEST, digest)], |_| used = true);
     if !used {
         let digest = digest.as_slice().into_datum().unwrap_or(pg_sys::Datum::null());
         scan::add_for_good(used_tickets, &mut [digest, pg_sys::Datum::from(expires_at)]);
     }
-    // SAFETY: acquired above, once.
-    unsafe { pg_sys::LockRelease(&tag, pg_sys::ExclusiveLock as i32, false) };
+    lock.release();
     Ok(!used)
 }

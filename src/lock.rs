@@ -1,0 +1,77 @@
+//! Locks of our own: heavyweight locks of the advisory kind, of classes that no SQL function can take. They belong to the
+//! transaction, and the server's own detector finds deadlocks among them.
+
+use pgrx::pg_sys;
+
+use crate::tenant::TenantId;
+
+/// What is locked: `objsubid` in pg_locks. SQL can take advisory locks of class 1 and 2 only.
+#[derive(Clone, Copy)]
+pub enum Class {
+    /// The writers of a tenant.
+    Fence = 7215,
+    /// The units of a quota key.
+    Key = 7216,
+    /// Whose turn it is to wait for a writer of a key.
+    Turn = 7217,
+    /// A ticket that is being used.
+    Ticket = 7220,
+    /// A part of the totals of a tenant's cache.
+    CachePart = 7221,
+}
+
+/// A lock of this database. Two things of one class and the same words wait for each other, which is slower and as right.
+pub struct Lock(pg_sys::LOCKTAG);
+
+impl Lock {
+    /// What those words stand for.
+    pub fn new(class: Class, words: [u32; 2]) -> Lock {
+        Lock(pg_sys::LOCKTAG {
+            // SAFETY: reads a variable of the backend.
+            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            locktag_field2: words[0],
+            locktag_field3: words[1],
+            locktag_field4: class as u16,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        })
+    }
+
+    /// A tenant, or a part of something of its. Of two tenants uuids make the same words rarely.
+    pub fn of_tenant(class: Class, id: TenantId, part: u32) -> Lock {
+        let word = |at| word(id.as_bytes(), at);
+        Lock::new(class, [word(0) ^ word(4) ^ part, word(8) ^ word(12)])
+    }
+
+    fn take(&self, mode: u32, wait: bool) -> bool {
+        // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it. Waiting can be cancelled.
+        let got = unsafe { pg_sys::LockAcquire(&self.0, mode as i32, false, !wait) };
+        got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+
+    /// Takes the lock if nobody else has it.
+    pub fn try_acquire(&self) -> bool {
+        self.take(pg_sys::ExclusiveLock, false)
+    }
+
+    /// Waits for the lock.
+    pub fn acquire(&self) {
+        self.take(pg_sys::ExclusiveLock, true);
+    }
+
+    /// Shares the lock; false if somebody has it alone and nobody is to be waited for.
+    pub fn share(&self, wait: bool) -> bool {
+        self.take(pg_sys::ShareLock, wait)
+    }
+
+    /// Gives back what was acquired once; what an earlier call of the transaction holds stays.
+    pub fn release(&self) {
+        // SAFETY: the caller has acquired it.
+        unsafe { pg_sys::LockRelease(&self.0, pg_sys::ExclusiveLock as i32, false) };
+    }
+}
+
+/// Four bytes as a number.
+pub fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
