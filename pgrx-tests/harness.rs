@@ -11,6 +11,9 @@ pub const SETTINGS: &[&str] = &[
     "shared_preload_libraries = 'tenant_rls'",
     "max_connections = 200",
     "max_prepared_transactions = 10",
+    // Each test has a database of its own, and each of those may have a worker.
+    "max_worker_processes = 64",
+    "tenant_rls.quota_databases = 4000",
     // Deadlocks are part of no test that passes.
     "deadlock_timeout = '200ms'",
     "fsync = off",

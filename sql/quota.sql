@@ -8,9 +8,29 @@ CREATE TABLE tenant_rls.usage (
     period_start timestamp with time zone NOT NULL,
     resets_at timestamp with time zone NOT NULL,
     used bigint NOT NULL,
-    CONSTRAINT usage_pkey PRIMARY KEY (tenant_id, resource, period_start),
-    CONSTRAINT usage_used_check CHECK (used OPERATOR(pg_catalog.>=) 0)
+    CONSTRAINT usage_pkey PRIMARY KEY (tenant_id, resource, period_start)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
+
+-- What was added to that since, one row for each transaction and key, folded by a worker: written once, never updated.
+-- An index would cost every transaction; the rows are few, as they are folded each second.
+CREATE TABLE tenant_rls.ledger (
+    tenant_id uuid NOT NULL,
+    resource text COLLATE pg_catalog."C" NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    resets_at timestamp with time zone NOT NULL,
+    units bigint NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+-- What a crash would strand of the leases, and what crashes have stranded.
+CREATE TABLE tenant_rls.leases (
+    tenant_id uuid NOT NULL,
+    resource text COLLATE pg_catalog."C" NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    resets_at timestamp with time zone NOT NULL,
+    chunk bigint NOT NULL,
+    stranded bigint NOT NULL DEFAULT 0,
+    CONSTRAINT leases_pkey PRIMARY KEY (tenant_id, resource, period_start)
+) WITH (fillfactor = 50);
 
 CREATE TABLE tenant_rls.attachments (
     relation regclass NOT NULL,
@@ -22,10 +42,30 @@ CREATE TABLE tenant_rls.attachments (
 CREATE INDEX attachments_resource_idx ON tenant_rls.attachments (resource);
 
 ALTER TABLE tenant_rls.usage ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.ledger ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.attachments ENABLE ROW LEVEL SECURITY;
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.usage', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.ledger', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.leases', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.attachments', '');
-COMMENT ON TABLE tenant_rls.usage IS 'units used, by tenant, resource and period';
+COMMENT ON TABLE tenant_rls.usage IS 'units used, by tenant, resource and period, without those in tenant_rls.ledger';
+COMMENT ON TABLE tenant_rls.ledger IS 'units that transactions have added since, until a worker folds them into tenant_rls.usage';
+COMMENT ON TABLE tenant_rls.leases IS 'mode leased: units that a crash would strand, and those that crashes have stranded';
+
+-- Shared memory knows what the functions write. What is written by hand, by a purge or by a restore it looks up again.
+CREATE FUNCTION tenant_rls.units_changed() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'units_changed';
+COMMENT ON FUNCTION tenant_rls.units_changed() IS 'trigger: tells shared memory that units were changed by other means';
+
+CREATE TRIGGER units_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON tenant_rls.usage
+FOR EACH STATEMENT EXECUTE FUNCTION tenant_rls.units_changed();
+CREATE TRIGGER units_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON tenant_rls.ledger
+FOR EACH STATEMENT EXECUTE FUNCTION tenant_rls.units_changed();
+ALTER TABLE tenant_rls.usage ENABLE ALWAYS TRIGGER units_changed;
+ALTER TABLE tenant_rls.ledger ENABLE ALWAYS TRIGGER units_changed;
+-- What shared memory knows of an earlier installation in this database is not of these tables: the trigger says so.
+DELETE FROM tenant_rls.ledger;
 COMMENT ON TABLE tenant_rls.attachments IS 'tables, partitions and children whose rows a gauge follows';
 
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON tenant_rls.attachments

@@ -83,8 +83,65 @@ pub fn ticket_audience() -> Option<String> {
     (!audience.is_empty()).then_some(audience)
 }
 
+// 160 bytes each with the table around them: 11 MiB for as many tenants as most databases have, times what they use.
+static QUOTA_KEYS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+
+/// Tenants, resources and periods whose units shared memory counts at a time.
+pub fn quota_keys() -> usize {
+    QUOTA_KEYS.get() as usize
+}
+
+// Half a kilobyte each, and few servers have more databases with the extension.
+static QUOTA_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(64);
+
+/// Databases of the server in which shared memory counts units.
+pub fn quota_databases() -> usize {
+    QUOTA_DATABASES.get() as usize
+}
+
+// Many times what an extension takes, and less than what a client waits for an answer.
+static LEASE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2000);
+
+/// How long a call of mode leased waits for the worker, in milliseconds.
+pub fn lease_timeout() -> i32 {
+    LEASE_TIMEOUT.get()
+}
+
 /// Defines the settings and reserves their prefix.
 pub fn init() {
+    // SAFETY: reads a variable of the process.
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        GucRegistry::define_int_guc(
+            c"tenant_rls.quota_keys",
+            c"Tenants, resources and periods whose units shared memory counts at a time.",
+            c"Those that nobody has used for longest make room; without room a key is counted in mode strict.",
+            &QUOTA_KEYS,
+            1024,
+            100_000_000,
+            GucContext::Postmaster,
+            GucFlags::default(),
+        );
+        GucRegistry::define_int_guc(
+            c"tenant_rls.quota_databases",
+            c"Databases of the server in which shared memory counts units.",
+            c"In others units are counted in mode strict.",
+            &QUOTA_DATABASES,
+            1,
+            100_000,
+            GucContext::Postmaster,
+            GucFlags::default(),
+        );
+    }
+    GucRegistry::define_int_guc(
+        c"tenant_rls.lease_timeout",
+        c"How long a call of mode leased waits for the worker that extends leases.",
+        c"Then it is denied.",
+        &LEASE_TIMEOUT,
+        1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
     GucRegistry::define_enum_guc(
         c"tenant_rls.missing_tenant",
         c"What a statement on a protected table gets when no tenant is set.",

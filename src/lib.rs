@@ -3,8 +3,8 @@
 //! # Layout
 //!
 //! A subject is one file, the folder of its parts, one SQL file and one test file, all of one name. Imports run
-//! one way: hooks → subjects ([`isolation`], [`quota`], [`usage`], [`purge`], [`feature`], [`setting`], [`deployment`],
-//! [`request`], [`cache`]) → [`context`] → [`registry`] → `plan`, `gucs`, `error`, [`tenant`]. Files marked "Pure"
+//! one way: hooks, worker → subjects ([`isolation`], [`quota`], [`usage`], [`purge`], [`feature`], [`setting`], [`deployment`],
+//! [`request`], [`cache`]) → [`context`] → [`registry`] → `plan`, `shmem`, `gucs`, `error`, [`tenant`]. Files marked "Pure"
 //! import nothing of the server.
 
 // Rights travel between functions as `Result`, whose error is an enum with the facts of the message.
@@ -32,8 +32,10 @@ pub mod quota;
 pub mod registry;
 pub mod request;
 pub mod setting;
+mod shmem;
 pub mod tenant;
 pub mod usage;
+mod worker;
 
 ::pgrx::pg_module_magic!(name, version);
 
@@ -44,7 +46,8 @@ extension_sql_file!("../sql/isolation.sql", name = "isolation", requires = ["tic
 extension_sql_file!("../sql/audit.sql", name = "audit", requires = ["usage"]);
 extension_sql_file!("../sql/quota.sql", name = "quota", requires = ["isolation"]);
 extension_sql_file!("../sql/usage.sql", name = "usage", requires = ["quota"]);
-extension_sql_file!("../sql/lockdown.sql", name = "lockdown", requires = ["usage"]);
+extension_sql_file!("../sql/worker.sql", name = "worker", requires = ["usage"]);
+extension_sql_file!("../sql/lockdown.sql", name = "lockdown", requires = ["worker"]);
 extension_sql_file!("../sql/repair.sql", name = "repair", requires = ["lockdown"]);
 extension_sql_file!("../sql/purge.sql", name = "purge", requires = ["repair"]);
 extension_sql_file!("../sql/prove.sql", name = "prove", requires = ["purge"]);
@@ -60,10 +63,13 @@ extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 pub extern "C-unwind" fn _PG_init() {
     gucs::init();
     registry::catalog::init();
+    shmem::init();
     hooks::init();
     context::carrier::init();
     context::ticket::init();
     context::setting::init();
+    quota::init();
+    worker::init();
 }
 
 /// What `cargo pgrx test` asks of a crate.

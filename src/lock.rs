@@ -14,6 +14,8 @@ pub enum Class {
     Key = 7216,
     /// Whose turn it is to wait for a writer of a key.
     Turn = 7217,
+    /// The ledger of a database, for who folds or counts it as a whole.
+    Ledger = 7222,
     /// A ticket that is being used.
     Ticket = 7220,
     /// A part of the totals of a tenant's cache.
@@ -57,6 +59,13 @@ impl Lock {
     /// Waits for the lock.
     pub fn acquire(&self) {
         self.take(pg_sys::ExclusiveLock, true);
+    }
+
+    /// As [`Lock::acquire`]; false if the transaction had it already. It is to be released in either case.
+    pub fn acquire_first(&self) -> bool {
+        // SAFETY: as in `take`.
+        let got = unsafe { pg_sys::LockAcquire(&self.0, pg_sys::ExclusiveLock as i32, false, false) };
+        got != pg_sys::LockAcquireResult::LOCKACQUIRE_ALREADY_HELD
     }
 
     /// Shares the lock; false if somebody has it alone and nobody is to be waited for.

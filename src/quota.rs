@@ -6,7 +6,10 @@
 
 pub mod amounts;
 pub mod decision;
+mod escrow;
 pub mod gauge;
+pub mod lease;
+pub mod ledger;
 pub mod period;
 pub mod result;
 mod strict;
@@ -21,7 +24,8 @@ use crate::call::{argument, datum_argument, sql_function};
 use crate::clock;
 use crate::context::{self, fence};
 use crate::error::{Error, Result};
-use crate::registry::{self, Kind, Quota, Source, Tenant};
+use crate::registry::{self, ModeName, Quota, Source, Tenant};
+use crate::shmem::{self, Kind};
 use crate::tenant::Status;
 use amounts::AmountsError;
 use decision::{Limit, Reason, Verdict, decide};
@@ -41,6 +45,19 @@ pub trait Mode {
 
     /// Gives `amount` (at least 1) back. What counts after it, or an error if that were below zero.
     fn give(&self, key: &mut Key, amount: i64) -> Result<i64>;
+
+    /// Moves the units by an amount of either sign, whatever the limit.
+    fn force(&self, key: &mut Key, amount: i64) -> Result<()>;
+
+    /// Whether a rollback gives back what was taken.
+    fn is_transactional(&self) -> bool {
+        true
+    }
+}
+
+/// Registers what happens at the ends of transactions. Called once, when the library is loaded.
+pub fn init() {
+    escrow::init();
 }
 
 /// A tenant, a resource and a period, with the limit that is in force.
@@ -98,9 +115,26 @@ impl Key {
     }
 }
 
-/// The mode of a key. Escrow and leased need shared memory, and run as strict without it.
-fn mode_of(_key: &Key) -> &'static dyn Mode {
-    &strict::Strict
+/// The mode that counts a key now: that of its limit, or the one before until nothing of that is in flight. Escrow and
+/// leased need shared memory, and run as strict without it.
+fn mode_of(key: &Key) -> &'static dyn Mode {
+    let Some(name) = escrow::name_of(key).filter(|_| shmem::database().is_some()) else {
+        return &strict::Strict;
+    };
+    let wanted = key.quota.mode.unwrap_or(ModeName::Escrow);
+    match (shmem::look(&name, |entry| entry.kind()), wanted) {
+        (Some(Kind::Leased), ModeName::Leased) | (None, ModeName::Leased) => &lease::Lease,
+        (Some(Kind::Leased), _) => {
+            lease::end(&name);
+            &lease::Lease
+        }
+        (Some(Kind::Escrow), ModeName::Leased) if lease::begin(&name) => &lease::Lease,
+        (Some(Kind::Escrow), ModeName::Strict) if !escrow::has_position(&name) && shmem::retire(&name) => {
+            &strict::Strict
+        }
+        (Some(Kind::Escrow), _) | (None, ModeName::Escrow) => &escrow::Escrow,
+        (None, ModeName::Strict) => &strict::Strict,
+    }
 }
 
 /// What counts now for a key, and the mode that says so.
@@ -186,14 +220,22 @@ fn take(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
     Ok((verdict, used))
 }
 
+/// How long to wait after a denial before it is worth another try, in microseconds.
+fn retry_after(key: &Key, verdict: &Verdict) -> Option<i64> {
+    // Others are about to decide.
+    const SOON: i64 = 100_000;
+    match verdict.reason {
+        _ if verdict.allowed => None,
+        Reason::AmountExceedsLimit => None,
+        Reason::InFlight => Some(SOON),
+        _ => period::retry_after(key.window, key.now),
+    }
+}
+
 /// The error of a denied call.
 fn exhausted(key: &Key, verdict: &Verdict, used: i64, requested: i64) -> Error {
     let bounded = key.window.end != period::INFINITY;
-    let retry_after = if verdict.reason == Reason::AmountExceedsLimit {
-        None
-    } else {
-        period::retry_after(key.window, key.now)
-    };
+    let retry_after = retry_after(key, verdict);
     let detail = serde_json::json!({
         "tenant": key.tenant.id.to_string(),
         "resource": &*key.quota.resource.name,
@@ -206,7 +248,7 @@ fn exhausted(key: &Key, verdict: &Verdict, used: i64, requested: i64) -> Error {
     Error::Exhausted {
         resource: key.quota.resource.name.to_string(),
         detail: detail.to_string(),
-        gauge: key.quota.resource.kind == Kind::Gauge,
+        gauge: key.quota.resource.kind == registry::Kind::Gauge,
     }
 }
 
@@ -255,7 +297,7 @@ sql_function!(
         let resource = resource.ok_or(Error::Null("the resource"))?;
         let mut key = Key::to_give(context::required()?, resource)?;
         let amount = checked_amount(argument(fcinfo, 1))?;
-        if key.quota.resource.kind != Kind::Gauge {
+        if key.quota.resource.kind != registry::Kind::Gauge {
             return Err(Error::NotAGauge { resource: key.quota.resource.name.to_string() });
         }
         let mode = mode_of(&key);

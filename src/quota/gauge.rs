@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
-use super::{Key, exhausted, mode_of};
+use super::{Key, escrow, exhausted, mode_of};
 use crate::context::fence;
 use crate::error::{Error, Result, or_raise};
 use crate::isolation::policy::{qualified, quote_ident, quote_literal};
@@ -303,31 +303,34 @@ fn settle(resource: &str, behind: Behind) -> Result<i64> {
     for (tenant, used) in recorded(resource, Snapshot::Latest)? {
         let rows = counted.remove(&tenant).unwrap_or(0);
         if rows != used {
-            write(tenant, resource, rows)?;
+            correct(tenant, resource, rows - used)?;
             wrong += 1;
         }
     }
     for (tenant, rows) in counted {
-        write(tenant, resource, rows)?;
+        correct(tenant, resource, rows)?;
         wrong += 1;
     }
     Ok(wrong)
 }
 
-/// What the gauge says, by tenant.
-pub fn recorded(resource: &str, snapshot: Snapshot) -> Result<Vec<(TenantId, i64)>> {
+/// What the gauge says, by tenant, with what this transaction has moved and not yet written.
+pub fn recorded(resource: &str, snapshot: Snapshot) -> Result<BTreeMap<TenantId, i64>> {
+    let literal = quote_literal(resource);
     let sql = format!(
-        "SELECT u.tenant_id, u.used FROM tenant_rls.usage AS u WHERE u.resource OPERATOR(pg_catalog.=) {}",
-        quote_literal(resource)
+        "SELECT u.tenant_id, pg_catalog.sum(u.used)::pg_catalog.int8 FROM (            SELECT s.tenant_id, s.used FROM tenant_rls.usage AS s WHERE s.resource OPERATOR(pg_catalog.=) {literal}            UNION ALL            SELECT l.tenant_id, l.units FROM tenant_rls.ledger AS l WHERE l.resource OPERATOR(pg_catalog.=) {literal}) AS u          GROUP BY u.tenant_id"
     );
-    let mut recorded = Vec::new();
+    let mut recorded = BTreeMap::new();
     as_owner(|| {
         read(snapshot, &sql, |row| {
             if let (Some(id), Some(used)) = (row.get::<Uuid>(1), row.get::<i64>(2)) {
-                recorded.push((TenantId::from_bytes(*id.as_bytes()), used));
+                recorded.insert(TenantId::from_bytes(*id.as_bytes()), used);
             }
         });
     })?;
+    for (tenant, units) in escrow::pending(resource) {
+        *recorded.entry(tenant).or_default() += units;
+    }
     Ok(recorded)
 }
 
@@ -339,15 +342,19 @@ pub fn attached() -> Result<Vec<String>> {
     Ok(resources)
 }
 
-fn write(tenant: TenantId, resource: &str, used: i64) -> Result<()> {
-    static UPSERT: CachedPlan = CachedPlan::new(
-        c"INSERT INTO tenant_rls.usage (tenant_id, resource, period_start, resets_at, used) \
-          VALUES ($1, $2, '-infinity', 'infinity', $3) \
-          ON CONFLICT (tenant_id, resource, period_start) DO UPDATE SET used = EXCLUDED.used",
+/// Moves a gauge to what was counted. Of a tenant that is not registered nothing is counted in shared memory.
+fn correct(tenant: TenantId, resource: &str, units: i64) -> Result<()> {
+    static UPDATE: CachedPlan = CachedPlan::new(
+        c"UPDATE tenant_rls.usage AS u SET used = u.used OPERATOR(pg_catalog.+) $3 \
+          WHERE u.tenant_id OPERATOR(pg_catalog.=) $1 AND u.resource OPERATOR(pg_catalog.=) $2",
         &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::INT8OID],
     );
+    if let Some(known) = registry::tenant(tenant)? {
+        let mut key = Key::to_give(known, resource)?;
+        return mode_of(&key).force(&mut key, units);
+    }
     let tenant = Uuid::from_bytes(*tenant.as_bytes());
-    as_owner(|| UPSERT.execute(&[tenant.into_datum(), resource.into_datum(), used.into_datum()]))?;
+    as_owner(|| UPDATE.execute(&[tenant.into_datum(), resource.into_datum(), units.into_datum()]))?;
     Ok(())
 }
 

@@ -26,7 +26,7 @@ impl Answer<'_> {
         let key = self.key;
         let window = key.window;
         let bounded = window.end != period::INFINITY;
-        let retry_after = if self.verdict.allowed { None } else { period::retry_after(window, key.now) };
+        let retry_after = super::retry_after(key, &self.verdict);
         [
             self.verdict.allowed.into_datum(),
             self.verdict.granted.into_datum(),

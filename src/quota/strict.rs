@@ -19,13 +19,15 @@ use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
 use super::decision::Verdict;
-use super::{Key, Mode};
+use super::escrow::{self, Escrow};
+use super::{Key, Mode, ledger};
 use crate::error::{Error, Result};
 use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
 use crate::quota::period;
 use crate::registry;
 use crate::registry::scan::Changed;
+use crate::shmem;
 
 /// How long a waiter gives the holder of the lock to reach the row, in microseconds, and how often.
 const NAP: i64 = 50;
@@ -40,16 +42,33 @@ impl Mode for Strict {
     }
 
     fn used(&self, key: &Key) -> Result<i64> {
-        Ok(registry::units::used(key.tenant.id, &key.quota.resource.name, start(key))?.unwrap_or(0))
+        let (id, resource) = (key.tenant.id, &key.quota.resource.name);
+        let in_ledger = match shmem::database() {
+            Some(database) => !database.is_loaded(),
+            None => true,
+        };
+        if in_ledger && registry::units::ledger_has_rows()? {
+            return ledger::units(id, resource, start(key));
+        }
+        Ok(registry::units::used(id, resource, start(key))?.unwrap_or(0))
     }
 
     fn take(&self, key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
+        self.prepare()?;
+        if is_counted_elsewhere(key) {
+            return Escrow.take(key, amount);
+        }
         let lock = lock_of(key, Class::Key);
         if let Some(denied) = acquire(&lock, key, |key, used| {
             let verdict = key.decide(used, amount);
             (!verdict.allowed).then_some((verdict, used))
         })? {
             return Ok(denied);
+        }
+        // Between the look and the lock another may have begun to count it in shared memory.
+        if is_counted_elsewhere(key) {
+            lock.release();
+            return Escrow.take(key, amount);
         }
         let (verdict, used) = self.take_locked(key, amount)?;
         if verdict.granted == 0 {
@@ -59,8 +78,13 @@ impl Mode for Strict {
     }
 
     fn give(&self, key: &mut Key, amount: i64) -> Result<i64> {
+        self.prepare()?;
         let lock = lock_of(key, Class::Key);
         acquire(&lock, key, |_, _| None::<()>)?;
+        if is_counted_elsewhere(key) {
+            lock.release();
+            return Escrow.give(key, amount);
+        }
         let mut fits = false;
         let used = change(key, |_, used| {
             fits = used >= amount;
@@ -73,9 +97,31 @@ impl Mode for Strict {
         let used = used.unwrap_or_default();
         Err(Error::BelowZero { resource: key.quota.resource.name.to_string(), used, amount })
     }
+
+    fn force(&self, key: &mut Key, amount: i64) -> Result<()> {
+        self.prepare()?;
+        let lock = lock_of(key, Class::Key);
+        acquire(&lock, key, |_, _| None::<()>)?;
+        if is_counted_elsewhere(key) {
+            lock.release();
+            return Escrow.force(key, amount);
+        }
+        if change(key, |_, used| Some(used + amount))?.is_none() {
+            insert(key, amount)?;
+        }
+        Ok(())
+    }
 }
 
 impl Strict {
+    /// Makes sure that the units of a key without an entry are in its row alone.
+    fn prepare(&self) -> Result<()> {
+        if !ledger::load()? {
+            ledger::fold_leftovers()?;
+        }
+        Ok(())
+    }
+
     fn take_locked(&self, key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
         let mut verdict = key.decide(0, amount);
         let used = change(key, |key, used| {
@@ -91,6 +137,11 @@ impl Strict {
             None => Ok((verdict, 0)),
         }
     }
+}
+
+/// Whether shared memory counts the key: then the row of `tenant_rls.usage` is not all of it.
+fn is_counted_elsewhere(key: &Key) -> bool {
+    escrow::name_of(key).is_some_and(|name| shmem::look(&name, |_| ()).is_some())
 }
 
 /// Takes the lock of the key, unless `settled` has an answer from the units that are committed.
@@ -139,7 +190,8 @@ fn acquire<T>(lock: &Lock, key: &mut Key, settled: impl Fn(&Key, i64) -> Option<
     Ok(answer)
 }
 
-fn start(key: &Key) -> i64 {
+/// The start of the period, as it is stored.
+pub fn start(key: &Key) -> i64 {
     period::to_postgres(key.window.start)
 }
 
@@ -183,12 +235,14 @@ fn insert(key: &Key, amount: i64) -> Result<()> {
         period::to_postgres(key.window.end).into_datum(),
         amount.into_datum(),
     ];
+    let write = registry::units::OwnWrite::begin();
     as_owner(|| INSERT.execute(&arguments))?;
+    drop(write);
     Ok(())
 }
 
 /// The lock of a key.
-fn lock_of(key: &Key, class: Class) -> Lock {
+pub fn lock_of(key: &Key, class: Class) -> Lock {
     let mut hasher = DefaultHasher::new();
     key.tenant.id.hash(&mut hasher);
     key.quota.resource.name.hash(&mut hasher);

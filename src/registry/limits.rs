@@ -35,9 +35,33 @@ pub struct Resource {
     pub attached: bool,
 }
 
+/// How units are counted: see `quota::Mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModeName {
+    /// A row that one changes at a time.
+    Strict,
+    /// An interval in shared memory.
+    Escrow,
+    /// Chunks that are accounted for ahead.
+    Leased,
+}
+
+impl ModeName {
+    fn parse(text: &str) -> Option<ModeName> {
+        match text {
+            "strict" => Some(ModeName::Strict),
+            "escrow" => Some(ModeName::Escrow),
+            "leased" => Some(ModeName::Leased),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
 pub(super) struct PlanLimit {
     limit: Limit,
     enforcement: Enforcement,
+    mode: Option<ModeName>,
 }
 
 /// A limit of one tenant, with where it comes from.
@@ -46,6 +70,8 @@ pub struct Quota {
     pub resource: Rc<Resource>,
     /// Hard, soft or shadow.
     pub enforcement: Enforcement,
+    /// How units are to be counted, if the plan says so.
+    pub mode: Option<ModeName>,
     plan_limit: Limit,
     own: Option<Override>,
     window: Cell<Window>,
@@ -157,6 +183,7 @@ fn plan_limits(plan: &Rc<str>) -> Result<Rc<PlanLimits>> {
                 let limit = PlanLimit {
                     limit: row.get(scan::plan_limits::QUOTA_LIMIT),
                     enforcement: enforcement.unwrap_or(Enforcement::Hard),
+                    mode: row.get::<String>(scan::plan_limits::MODE).and_then(|mode| ModeName::parse(&mode)),
                 };
                 limits.insert(resource.into(), limit);
             });
@@ -177,13 +204,14 @@ pub fn quota(tenant: &Rc<Tenant>, name: &str) -> Result<Rc<Quota>> {
     let resource = resource(name)?;
     let limits = plan_limits(&tenant.plan)?;
     let own = find_override(tenant.id, name)?;
-    let (plan_limit, enforcement) = match (limits.get(name), own) {
-        (Some(limit), _) => (limit.limit, limit.enforcement),
-        // Without a row of the plan the tenant's own limit must not end in "unlimited" when it expires.
-        (None, Some(_)) => (Some(0), Enforcement::Hard),
+    // Without a row of the plan the tenant's own limit must not end in "unlimited" when it expires.
+    const NONE: PlanLimit = PlanLimit { limit: Some(0), enforcement: Enforcement::Hard, mode: None };
+    let PlanLimit { limit: plan_limit, enforcement, mode } = match (limits.get(name), own) {
+        (Some(limit), _) => *limit,
+        (None, Some(_)) => NONE,
         (None, None) => return Err(Error::NoLimit { plan: tenant.plan.to_string(), resource: name.into() }),
     };
-    let quota = Rc::new(Quota { resource, enforcement, plan_limit, own, window: Cell::new(EMPTY) });
+    let quota = Rc::new(Quota { resource, enforcement, mode, plan_limit, own, window: Cell::new(EMPTY) });
     tenant.quotas.borrow_mut().push(quota.clone());
     Ok(quota)
 }
@@ -191,7 +219,7 @@ pub fn quota(tenant: &Rc<Tenant>, name: &str) -> Result<Rc<Quota>> {
 /// The quota of a resource for a tenant that has no limit for it, which is none.
 pub fn no_quota(name: &str) -> Result<Rc<Quota>> {
     let (enforcement, plan_limit, window) = (Enforcement::Hard, Some(0), Cell::new(EMPTY));
-    Ok(Rc::new(Quota { resource: resource(name)?, enforcement, plan_limit, own: None, window }))
+    Ok(Rc::new(Quota { resource: resource(name)?, enforcement, mode: None, plan_limit, own: None, window }))
 }
 
 /// The resources that a tenant has a limit for, by name.

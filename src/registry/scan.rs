@@ -12,6 +12,9 @@ use pgrx::{FromDatum, IntoDatum};
 use crate::json::Json;
 use crate::tenant::TenantId;
 
+/// The number of the column `datallowconn` of `pg_database`, in all versions.
+pub const DATABASE_ALLOWS_CONNECTIONS: i16 = pg_sys::Anum_pg_database_datallowconn as i16;
+
 /// Column numbers of `tenant_rls.tenants`.
 pub mod tenants {
     pub const TENANT_ID: i16 = 1;
@@ -39,6 +42,7 @@ pub mod plan_limits {
     pub const RESOURCE: i16 = 2;
     pub const QUOTA_LIMIT: i16 = 3;
     pub const ENFORCEMENT: i16 = 4;
+    pub const MODE: i16 = 5;
 }
 
 /// Column numbers of `tenant_rls.overrides`.
@@ -376,6 +380,20 @@ pub fn change(
         unsafe { pg_sys::CommandCounterIncrement() };
     }
     busy.map_or(Changed::Done(now), Changed::Busy)
+}
+
+/// Adds a row. Runs no trigger and no check: the caller vouches for the values, which are those of all columns.
+pub fn add(table: pg_sys::Oid, values: &mut [pg_sys::Datum]) {
+    let mut nulls = vec![false; values.len()];
+    // SAFETY: the values are those of the table's columns, as the caller says; indexes are kept up. The lock stays until the
+    // transaction ends.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32);
+        let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::CatalogTupleInsert(relation, tuple);
+        pg_sys::heap_freetuple(tuple);
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+    }
 }
 
 /// Adds a row that stays whatever becomes of the transaction: like one of COPY FREEZE it counts as older than every

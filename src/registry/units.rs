@@ -1,11 +1,17 @@
 //! Units used: the rows of `tenant_rls.usage`, read and changed below SQL.
 
-use pgrx::pg_sys;
+use std::cell::Cell;
+
+use pgrx::prelude::*;
+use pgrx::{Uuid, pg_sys};
 
 use super::cache;
+use super::catalog::FUNCTION_INFO;
 use super::catalog::catalog;
 use super::scan::{self, Changed, Key, scan};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::shmem;
 use crate::tenant::TenantId;
 
 /// The committed units of a tenant and resource in the period that starts then (microseconds since
@@ -56,10 +62,132 @@ fn usage_key(id: TenantId, resource: &str, period_start: i64) -> [Key<'_>; 3] {
     ]
 }
 
-/// Keeps all quota calls away from the table of units until the transaction ends, and waits for those at work.
+/// Keeps all quota calls away from units until the transaction ends, and waits for those at work.
 pub fn lock_usage() -> Result<()> {
     let catalog = catalog().ok_or(Error::NotInstalled)?;
-    // SAFETY: a lock of the transaction.
-    unsafe { pg_sys::LockRelationOid(catalog.usage, pg_sys::ShareRowExclusiveLock as i32) };
+    for table in [catalog.usage, catalog.ledger] {
+        // SAFETY: a lock of the transaction.
+        unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) };
+    }
     Ok(())
+}
+
+/// Announces that this transaction will write to the ledger: [`lock_usage`] waits for its end.
+pub fn open_ledger() -> Result<()> {
+    let catalog = catalog().ok_or(Error::NotInstalled)?;
+    // SAFETY: a lock of the transaction.
+    unsafe { pg_sys::LockRelationOid(catalog.ledger, pg_sys::RowExclusiveLock as i32) };
+    Ok(())
+}
+
+/// Adds a row to the ledger.
+pub fn add_to_ledger(
+    id: TenantId,
+    resource: &str,
+    period_start: i64,
+    resets_at: i64,
+    units: i64,
+) -> Result<()> {
+    let catalog = catalog().ok_or(Error::NotInstalled)?;
+    let some = |datum: Option<pg_sys::Datum>| datum.unwrap_or(pg_sys::Datum::null());
+    let mut values = [
+        some(Uuid::from_bytes(*id.as_bytes()).into_datum()),
+        some(resource.into_datum()),
+        pg_sys::Datum::from(period_start),
+        pg_sys::Datum::from(resets_at),
+        pg_sys::Datum::from(units),
+    ];
+    scan::add(catalog.ledger, &mut values);
+    Ok(())
+}
+
+/// Whether the ledger may have rows. Without shared memory none are written to it, so what was empty once stays empty.
+pub fn ledger_has_rows() -> Result<bool> {
+    static EMPTY: Backend<Cell<pg_sys::Oid>> = Backend::new(Cell::new(pg_sys::InvalidOid));
+    let catalog = catalog().ok_or(Error::NotInstalled)?;
+    if catalog.ledger == pg_sys::InvalidOid || EMPTY.get() == catalog.ledger {
+        return Ok(false);
+    }
+    let mut rows = 0;
+    scan(catalog.ledger, pg_sys::InvalidOid, &[], |_| rows += 1);
+    if rows == 0 && !shmem::is_available() {
+        EMPTY.set(catalog.ledger);
+    }
+    Ok(rows > 0)
+}
+
+/// Keeps the tables that a worker uses from being dropped until its transaction ends. `false`, and nothing is kept, if the
+/// extension is not there, or somebody has one of them for himself: a worker waits for nobody.
+pub fn keep_tables() -> bool {
+    super::accept_invalidations();
+    let Some(catalog) = catalog() else { return false };
+    let tables = [
+        catalog.tenants,
+        catalog.resources,
+        catalog.plan_limits,
+        catalog.overrides,
+        catalog.billing_changes,
+        catalog.attachments,
+        catalog.usage,
+        catalog.ledger,
+        catalog.leases,
+    ];
+    // SAFETY: locks of the transaction; a table that is gone by then is found out by the server's own check.
+    tables.into_iter().all(|table| {
+        table != pg_sys::InvalidOid
+            && unsafe { pg_sys::ConditionalLockRelationOid(table, pg_sys::AccessShareLock as i32) }
+    }) && super::installed()
+}
+
+/// Whether units are being written by us, who keep shared memory in step.
+static OWN_WRITE: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+
+/// Whether this transaction has changed units by SQL on our tables.
+static CHANGED: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+
+/// A statement of ours on the tables of units, until dropped.
+pub struct OwnWrite(bool);
+
+impl OwnWrite {
+    /// Begins it.
+    pub fn begin() -> OwnWrite {
+        OwnWrite(OWN_WRITE.replace(true))
+    }
+}
+
+impl Drop for OwnWrite {
+    fn drop(&mut self) {
+        OWN_WRITE.set(self.0);
+    }
+}
+
+/// Trigger on the tables of units: what SQL by hand, a purge or a restore has changed is looked up again.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn units_changed(_fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    if !OWN_WRITE.get()
+        && let Some(database) = shmem::database()
+    {
+        // At once for this session, and for the others when it has ended.
+        database.units_changed();
+        CHANGED.set(true);
+    }
+    pg_sys::Datum::null()
+}
+
+/// Version record of [`units_changed`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_units_changed() -> *const pg_sys::Pg_finfo_record {
+    &FUNCTION_INFO
+}
+
+/// To be called when a transaction has ended. Moves atomics only.
+pub fn transaction_ends(event: pg_sys::XactEvent::Type) {
+    use pg_sys::XactEvent::*;
+    if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
+        && CHANGED.replace(false)
+        && let Some(database) = shmem::database()
+    {
+        database.units_changed();
+    }
 }

@@ -1,0 +1,382 @@
+//! Mode escrow: an interval in shared memory admits, a row of the transaction's own makes it durable.
+//!
+//! # Lock protocol
+//!
+//! A call moves the ends of the interval of its key, which are atomics of an entry in shared memory, and notes in the
+//! journal of its transaction what it has moved ([`interval`]). Before the transaction commits it writes one row for each
+//! key into the ledger; when it has ended, the interval closes around what came to pass. Nobody waits: a call that might
+//! overshoot if others commit is denied with reason `in_flight`.
+//!
+//! *Paths never mix on a key.* An entry is made only by who holds the lock of the key, so no transaction of mode strict,
+//! which holds that lock to its end, is at work on the key then. Mode strict counts a key only when, holding the lock, it
+//! has removed the entry, which goes only while nothing is in flight and no row of the ledger is left. Until then a key
+//! that is to be strict stays in escrow.
+//!
+//! The callbacks at the end of a transaction move atomics, and can do nothing else: an error there would take the server
+//! down. The row in the ledger is written where one can still fail.
+
+pub mod interval;
+#[cfg(test)]
+mod model;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::decision::Verdict;
+use super::{Key, Mode, ledger, strict};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::lock::Class;
+use crate::registry;
+use crate::shmem::{self, Kind, Pinned};
+use crate::tenant::TenantId;
+use interval::{Flight, Interval, Shift, admit, returnable};
+
+/// How long a caller that gives back waits for units whose transaction has committed and is about to say so, in
+/// microseconds, and how often.
+const NAP: i64 = 100;
+const MOST_NAPS: u32 = 10_000;
+
+/// Mode escrow.
+pub struct Escrow;
+
+/// What this transaction has in flight on one key.
+struct Position {
+    key: shmem::Key,
+    pinned: Pinned,
+    flight: Flight,
+    resource: Rc<str>,
+    resets_at: i64,
+}
+
+static JOURNAL: Backend<RefCell<Vec<Position>>> = Backend::new(RefCell::new(Vec::new()));
+
+/// Registers what happens at the ends of transactions. Called once, when the library is loaded.
+pub fn init() {
+    // SAFETY: the callbacks are functions of this library, which is never unloaded.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_ends), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_ends), std::ptr::null_mut());
+    }
+}
+
+impl Mode for Escrow {
+    fn name(&self) -> &'static str {
+        "escrow"
+    }
+
+    fn used(&self, key: &Key) -> Result<i64> {
+        match name_of(key).and_then(|name| counted(&name)) {
+            Some(used) => Ok(used),
+            None => strict::Strict.used(key),
+        }
+    }
+
+    fn take(&self, key: &mut Key, units: i64) -> Result<(Verdict, i64)> {
+        match position(key)? {
+            Some(at) => Ok(take_at(at, key, units)),
+            None => strict::Strict.take(key, units),
+        }
+    }
+
+    fn give(&self, key: &mut Key, units: i64) -> Result<i64> {
+        match position(key)? {
+            Some(at) => give_at(at, key, units),
+            None => strict::Strict.give(key, units),
+        }
+    }
+
+    fn force(&self, key: &mut Key, units: i64) -> Result<()> {
+        let Some(at) = position(key)? else { return strict::Strict.force(key, units) };
+        let mut journal = JOURNAL.borrow_mut();
+        let position = &mut journal[at];
+        let shift = position.flight.shift(units);
+        position.flight.push(level(), units);
+        apply(position.pinned, shift);
+        Ok(())
+    }
+}
+
+/// The units of a key that shared memory counts, those of open transactions included.
+pub fn counted(name: &shmem::Key) -> Option<i64> {
+    let counted = shmem::look(name, |entry| {
+        (!entry.is_stale() || is_pinned(entry)).then(|| entry.sup.load(Ordering::SeqCst))
+    });
+    counted.flatten()
+}
+
+fn is_pinned(entry: &shmem::Entry) -> bool {
+    entry.pins.load(Ordering::SeqCst) > 0
+}
+
+/// What this transaction has taken of a resource and not yet written, by tenant.
+pub fn pending(resource: &str) -> Vec<(TenantId, i64)> {
+    JOURNAL
+        .borrow()
+        .iter()
+        .filter(|position| *position.resource == *resource)
+        .map(|position| (position.key.tenant(), position.flight.net()))
+        .collect()
+}
+
+/// The name that the entry of a key has.
+pub fn name_of(key: &Key) -> Option<shmem::Key> {
+    shmem::Key::new(key.tenant.id, &key.quota.resource.name, strict::start(key))
+}
+
+/// Whether this transaction has units of a key in flight.
+pub fn has_position(name: &shmem::Key) -> bool {
+    JOURNAL.borrow().iter().any(|position| position.key == *name)
+}
+
+/// Where the journal has the key, which is pinned; `None` if shared memory does not count it.
+fn position(key: &Key) -> Result<Option<usize>> {
+    let Some(name) = name_of(key) else { return Ok(None) };
+    let known = JOURNAL.borrow().iter().position(|position| position.key == name);
+    if known.is_some() {
+        return Ok(known);
+    }
+    // Who attaches a table to the gauge waits for the transactions that have it.
+    registry::units::open_ledger()?;
+    let Some(pinned) = pin(key, &name)? else { return Ok(None) };
+    let mut journal = JOURNAL.borrow_mut();
+    journal.push(Position {
+        key: name,
+        pinned,
+        flight: Flight::new(),
+        resource: key.quota.resource.name.clone(),
+        resets_at: super::period::to_postgres(key.window.end),
+    });
+    Ok(Some(journal.len() - 1))
+}
+
+/// Pins the entry of a key, which is made if need be. `None` if the key is counted otherwise.
+fn pin(key: &Key, name: &shmem::Key) -> Result<Option<Pinned>> {
+    enum Found {
+        Pinned(Pinned),
+        Stale,
+        Leased,
+    }
+    loop {
+        let found = shmem::look(name, |entry| {
+            if entry.kind() == Kind::Leased {
+                return Found::Leased;
+            }
+            if entry.is_stale() && !is_pinned(entry) {
+                return Found::Stale;
+            }
+            entry.called_at.store(super::period::to_postgres(key.now), Ordering::Relaxed);
+            Found::Pinned(shmem::pin(entry))
+        });
+        match found {
+            Some(Found::Pinned(pinned)) => return Ok(Some(pinned)),
+            Some(Found::Leased) => return Ok(None),
+            Some(Found::Stale) => reload(key, name)?,
+            None => {
+                if !make(key, name)? {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+fn reload(key: &Key, name: &shmem::Key) -> Result<()> {
+    let lock = strict::lock_of(key, Class::Key);
+    lock.acquire();
+    ledger::reload(name)?;
+    lock.release();
+    Ok(())
+}
+
+/// Makes the entry of a key, unless this transaction counts it in mode strict, or there is no room.
+pub fn make(key: &Key, name: &shmem::Key) -> Result<bool> {
+    if !ledger::load()? {
+        return Ok(false);
+    }
+    let Some(database) = shmem::database() else { return Ok(false) };
+    let lock = strict::lock_of(key, Class::Key);
+    let is_first = lock.acquire_first();
+    let made = is_first && {
+        let generation = database.generation();
+        let units = strict::Strict.used(key)?;
+        let resets_at = super::period::to_postgres(key.window.end);
+        // Units that were changed meanwhile are looked up again: the generation is that of before.
+        shmem::put(name, resets_at, units, 0, generation)
+    };
+    lock.release();
+    Ok(made)
+}
+
+/// The level of nested transactions, from 1.
+fn level() -> i32 {
+    unsafe extern "C-unwind" {
+        fn GetCurrentTransactionNestLevel() -> i32;
+    }
+    // SAFETY: reads the backend's own state.
+    unsafe { GetCurrentTransactionNestLevel() }
+}
+
+fn interval_of(pinned: Pinned) -> Interval {
+    let entry = pinned.entry();
+    Interval { inf: entry.inf.load(Ordering::SeqCst), sup: entry.sup.load(Ordering::SeqCst) }
+}
+
+fn apply(pinned: Pinned, shift: Shift) {
+    let entry = pinned.entry();
+    if shift.inf != 0 {
+        entry.inf.fetch_add(shift.inf, Ordering::SeqCst);
+    }
+    if shift.sup != 0 {
+        entry.sup.fetch_add(shift.sup, Ordering::SeqCst);
+    }
+}
+
+fn take_at(at: usize, key: &Key, units: i64) -> (Verdict, i64) {
+    let level = level();
+    let mut journal = JOURNAL.borrow_mut();
+    let Position { pinned, flight, .. } = &mut journal[at];
+    let entry = pinned.entry();
+    let answer = loop {
+        let interval = interval_of(*pinned);
+        let (verdict, used) = admit(interval, flight, key.limit, key.quota.enforcement, units);
+        if !verdict.allowed {
+            break (verdict, used);
+        }
+        let shift = flight.shift(units);
+        let sup = interval.sup + shift.sup;
+        if entry.sup.compare_exchange(interval.sup, sup, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            flight.push(level, units);
+            break (verdict, used + units);
+        }
+    };
+    drop_empty(&mut journal, at);
+    answer
+}
+
+fn give_at(at: usize, key: &Key, units: i64) -> Result<i64> {
+    let level = level();
+    for nap in 0..=MOST_NAPS {
+        let mut journal = JOURNAL.borrow_mut();
+        let Position { pinned, flight, .. } = &mut journal[at];
+        let entry = pinned.entry();
+        let interval = interval_of(*pinned);
+        let there = returnable(interval, flight);
+        if there.inf >= units {
+            let inf = interval.inf + flight.shift(-units).inf;
+            if entry.inf.compare_exchange(interval.inf, inf, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                flight.push(level, -units);
+                return Ok(there.sup - units);
+            }
+        } else if there.sup < units || nap == MOST_NAPS {
+            let used = there.inf.max(0);
+            drop_empty(&mut journal, at);
+            return Err(Error::BelowZero {
+                resource: key.quota.resource.name.to_string(),
+                used,
+                amount: units,
+            });
+        } else {
+            drop(journal);
+            // SAFETY: sleeps for microseconds, and can be cancelled in between.
+            unsafe {
+                pg_sys::pg_usleep(NAP);
+                pg_sys::check_for_interrupts!();
+            }
+        }
+    }
+    unreachable!("the last nap has raised")
+}
+
+/// Lets go of a key of which nothing is in flight.
+fn drop_empty(journal: &mut Vec<Position>, at: usize) {
+    if journal[at].flight.is_empty() {
+        journal.swap_remove(at).pinned.unpin();
+    }
+}
+
+unsafe extern "C-unwind" fn transaction_ends(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    use pg_sys::XactEvent::*;
+    match event {
+        XACT_EVENT_PRE_COMMIT if !JOURNAL.borrow().is_empty() => {
+            // SAFETY: guarded, and allowed to fail.
+            unsafe { write_ledger() }
+        }
+        XACT_EVENT_PRE_PREPARE if !JOURNAL.borrow().is_empty() => {
+            // SAFETY: as above.
+            unsafe { refuse_prepare() }
+        }
+        XACT_EVENT_COMMIT => {
+            let mut journal = JOURNAL.borrow_mut();
+            for mut position in journal.drain(..) {
+                let entry = position.pinned.entry();
+                if position.flight.net() != 0 {
+                    entry.unfolded.fetch_add(1, Ordering::SeqCst);
+                    if let Some(database) = shmem::database() {
+                        database.busy.store(true, Ordering::Relaxed);
+                    }
+                }
+                apply(position.pinned, position.flight.commit());
+                position.pinned.unpin();
+            }
+        }
+        XACT_EVENT_ABORT => {
+            let mut journal = JOURNAL.borrow_mut();
+            for mut position in journal.drain(..) {
+                apply(position.pinned, position.flight.abort(0));
+                position.pinned.unpin();
+            }
+        }
+        _ => {}
+    }
+    registry::units::transaction_ends(event);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn write_ledger() {
+    let rows: Vec<_> = JOURNAL
+        .borrow()
+        .iter()
+        .filter(|position| position.flight.net() != 0)
+        .map(|position| (position.key, position.resets_at, position.flight.net()))
+        .collect();
+    for (key, resets_at, units) in rows {
+        crate::error::or_raise(ledger::write(&key, resets_at, units));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn refuse_prepare() {
+    ledger::cannot_prepare().raise();
+}
+
+unsafe extern "C-unwind" fn subtransaction_ends(
+    event: pg_sys::SubXactEvent::Type,
+    _child: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    use pg_sys::SubXactEvent::*;
+    if JOURNAL.borrow().is_empty() || !matches!(event, SUBXACT_EVENT_COMMIT_SUB | SUBXACT_EVENT_ABORT_SUB) {
+        return;
+    }
+    let level = level();
+    let mut journal = JOURNAL.borrow_mut();
+    for at in (0..journal.len()).rev() {
+        let Position { pinned, flight, .. } = &mut journal[at];
+        if event == SUBXACT_EVENT_COMMIT_SUB {
+            flight.merge(level);
+        } else {
+            let shift = flight.abort(level);
+            apply(*pinned, shift);
+            drop_empty(&mut journal, at);
+        }
+    }
+}

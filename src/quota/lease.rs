@@ -1,0 +1,429 @@
+//! Mode leased: units are accounted for ahead, a chunk at a time, and then handed out without writing anything.
+//!
+//! # Lock protocol
+//!
+//! What the tables say of a key, `granted` in its entry, is never less than what was handed out. A caller takes units as
+//! long as there are any up to `granted`, by one atomic, under the shared lock of its part of the table. Only the worker
+//! of the database moves `granted`: up when a row of the ledger that says so is on disk, and not before; down before it
+//! writes that the rest is given back. It does both alone, under the exclusive lock.
+//!
+//! A crash loses what was handed out of the last chunk: the whole of it counts as used. Without a worker callers wait for
+//! as long as `tenant_rls.lease_timeout` says, and are denied then.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use pgrx::prelude::*;
+use pgrx::{Uuid, pg_sys};
+
+use super::decision::{Limit, Reason, Verdict};
+use super::escrow::{self, Escrow};
+use super::{Key, Mode, ledger, period};
+use crate::error::{Error, Result};
+use crate::plan::{CachedPlan, as_owner};
+use crate::registry;
+use crate::shmem::{self, Entry, Kind};
+use crate::{clock, gucs};
+
+/// A lease that nobody has used for that long is given back, in microseconds.
+const IDLE: i64 = 60_000_000;
+
+/// Mode leased.
+pub struct Lease;
+
+enum Attempt {
+    Settled(Verdict, i64),
+    /// There are not enough units at hand; whether more than these are wanted soon.
+    Short,
+    /// As `Settled`, and the worker had better be asked for more.
+    Low(Verdict, i64),
+    NotLeased,
+}
+
+impl Mode for Lease {
+    fn name(&self) -> &'static str {
+        "leased"
+    }
+
+    fn is_transactional(&self) -> bool {
+        false
+    }
+
+    fn used(&self, key: &Key) -> Result<i64> {
+        Escrow.used(key)
+    }
+
+    fn take(&self, key: &mut Key, units: i64) -> Result<(Verdict, i64)> {
+        let (Some(name), Some(database)) = (escrow::name_of(key), shmem::database()) else {
+            return Escrow.take(key, units);
+        };
+        let until = clock::now() + i64::from(gucs::lease_timeout()) * 1000;
+        let mut waiting = false;
+        let answer = loop {
+            match shmem::look(&name, |entry| attempt(entry, key, units)) {
+                Some(Attempt::Settled(verdict, used)) => break Ok((verdict, used)),
+                Some(Attempt::Low(verdict, used)) => {
+                    database.ask(&name);
+                    break Ok((verdict, used));
+                }
+                Some(Attempt::Short) => {
+                    let left = until - clock::now();
+                    if left <= 0 {
+                        break Ok(timed_out(key, &name));
+                    }
+                    database.ask(&name);
+                    waiting = true;
+                    // SAFETY: waits until the worker has published, can be cancelled, and does not wait the first time:
+                    // what was published before this process was in the list is not missed.
+                    unsafe {
+                        pg_sys::ConditionVariableTimedSleep(
+                            database.published(),
+                            left / 1000 + 1,
+                            pg_sys::PG_WAIT_EXTENSION,
+                        )
+                    };
+                }
+                Some(Attempt::NotLeased) if begin(&name) => {}
+                Some(Attempt::NotLeased) => break Escrow.take(key, units),
+                None if escrow::make(key, &name)? => {}
+                None => break Escrow.take(key, units),
+            }
+        };
+        if waiting {
+            // SAFETY: undoes what the sleep has begun.
+            unsafe { pg_sys::ConditionVariableCancelSleep() };
+        }
+        answer
+    }
+
+    fn give(&self, key: &mut Key, _units: i64) -> Result<i64> {
+        Err(Error::Unsupported {
+            what: format!("units of \"{}\" cannot be given back", key.quota.resource.name),
+            detail: "Its limit has mode leased, which keeps what was taken.".into(),
+            hint: "Use mode escrow or strict.",
+        })
+    }
+
+    fn force(&self, key: &mut Key, units: i64) -> Result<()> {
+        Escrow.force(key, units)
+    }
+}
+
+fn attempt(entry: &Entry, key: &Key, units: i64) -> Attempt {
+    if entry.kind() != Kind::Leased {
+        return Attempt::NotLeased;
+    }
+    if entry.is_stale() {
+        entry.returning.store(true, SeqCst);
+    }
+    entry.called_at.store(period::to_postgres(key.now), std::sync::atomic::Ordering::Relaxed);
+    loop {
+        let used = entry.sup.load(SeqCst);
+        let verdict = key.decide(used, units);
+        if !verdict.allowed {
+            return Attempt::Settled(verdict, used);
+        }
+        let granted = entry.granted.load(SeqCst);
+        let after = used + units;
+        if after > granted {
+            entry.asked.fetch_max(units, SeqCst);
+            return Attempt::Short;
+        }
+        if entry.sup.compare_exchange(used, after, SeqCst, SeqCst).is_err() {
+            continue;
+        }
+        let is_low =
+            granted - after < entry.chunk.load(SeqCst) / 2 && key.limit.is_none_or(|limit| granted < limit);
+        // Whoever is the first to see that it runs low asks.
+        if is_low && entry.asked.compare_exchange(0, 1, SeqCst, SeqCst).is_ok() {
+            return Attempt::Low(verdict, after);
+        }
+        return Attempt::Settled(verdict, after);
+    }
+}
+
+fn timed_out(key: &Key, name: &shmem::Key) -> (Verdict, i64) {
+    let used = escrow::counted(name).unwrap_or_default();
+    let remaining = key.decide(used, 0).remaining;
+    (Verdict { allowed: false, granted: 0, reason: Reason::InFlight, remaining }, used)
+}
+
+/// Turns an entry of mode escrow into a leased one. `false` while transactions have units of it in flight.
+pub fn begin(name: &shmem::Key) -> bool {
+    let begun = shmem::change(name, |entry| {
+        if entry.kind() == Kind::Leased {
+            return true;
+        }
+        if entry.pins.load(SeqCst) > 0 || entry.is_stale() {
+            return false;
+        }
+        let used = entry.sup.load(SeqCst);
+        entry.granted.store(used, SeqCst);
+        entry.chunk.store(0, SeqCst);
+        entry.asked.store(0, SeqCst);
+        entry.returning.store(false, SeqCst);
+        entry.used_then.store(used, SeqCst);
+        entry.extended_at.store(clock::now(), SeqCst);
+        entry.set_kind(Kind::Leased);
+        true
+    });
+    begun.unwrap_or(false)
+}
+
+/// Asks the worker to end a lease, for another mode.
+pub fn end(name: &shmem::Key) {
+    let first = shmem::look(name, |entry| !entry.returning.swap(true, SeqCst)).unwrap_or(false);
+    if first && let Some(database) = shmem::database() {
+        database.ask(name);
+    }
+}
+
+/// Takes back what a call that failed as a whole has taken a moment ago.
+pub fn undo(name: &shmem::Key, units: i64) {
+    shmem::look(name, |entry| {
+        if entry.kind() == Kind::Leased {
+            entry.sup.fetch_sub(units, SeqCst);
+        }
+    });
+}
+
+/// Units that the worker is about to grant, or to take back (negative).
+struct Move {
+    key: shmem::Key,
+    resets_at: i64,
+    units: i64,
+    /// What is granted and unused then.
+    at_hand: i64,
+}
+
+/// Extends the leases that ask, and ends those that nobody uses. To be called by the worker, outside a transaction;
+/// `in_transaction` runs its argument in one that is on disk when it returns. How many leases it moved.
+pub fn work(asks: &[shmem::Key], in_transaction: &dyn Fn(&mut dyn FnMut() -> Result<()>)) -> usize {
+    let mut moves = Vec::new();
+    let mut ended = Vec::new();
+    in_transaction(&mut || {
+        registry::accept_invalidations();
+        for key in asks {
+            plan(key, &mut moves, &mut ended)?;
+        }
+        for change in &moves {
+            ledger::write(&change.key, change.resets_at, change.units)?;
+            note(change)?;
+        }
+        Ok(())
+    });
+    for change in &moves {
+        shmem::change(&change.key, |entry| publish(entry, change.units));
+    }
+    for key in &ended {
+        shmem::change(key, |entry| {
+            entry.inf.store(entry.sup.load(SeqCst), SeqCst);
+            entry.set_kind(Kind::Escrow);
+        });
+    }
+    if let Some(database) = shmem::database() {
+        // SAFETY: wakes those that wait; the variable is in shared memory.
+        unsafe { pg_sys::ConditionVariableBroadcast(database.published()) };
+    }
+    moves.len() + ended.len()
+}
+
+fn publish(entry: &Entry, units: i64) {
+    entry.unfolded.fetch_add(1, SeqCst);
+    entry.asked.store(0, SeqCst);
+    if units > 0 {
+        entry.granted.fetch_add(units, SeqCst);
+        entry.used_then.store(entry.sup.load(SeqCst), SeqCst);
+        entry.extended_at.store(clock::now(), SeqCst);
+    }
+}
+
+/// What is to become of a lease.
+fn plan(key: &shmem::Key, moves: &mut Vec<Move>, ended: &mut Vec<shmem::Key>) -> Result<()> {
+    let now = clock::now();
+    let limit = limit_of(key, now)?;
+    let change = shmem::change(key, |entry| {
+        if entry.kind() != Kind::Leased {
+            return None;
+        }
+        let (used, granted) = (entry.sup.load(SeqCst), entry.granted.load(SeqCst));
+        let is_idle = now - entry.called_at.load(SeqCst) > IDLE || entry.resets_at.load(SeqCst) <= now;
+        if entry.returning.load(SeqCst) || is_idle || limit.is_none() {
+            // Nobody takes of it from here on.
+            entry.granted.store(used, SeqCst);
+            // What was changed by other means is what the tables say now, and is not for us to correct.
+            let unused = if entry.is_stale() { 0 } else { granted - used };
+            return Some((-unused, 0, entry.resets_at.load(SeqCst)));
+        }
+        let limit = limit.unwrap_or_default();
+        let seconds = (now - entry.extended_at.load(SeqCst)).max(1) as f64 / 1e6;
+        let rate = (used - entry.used_then.load(SeqCst)).max(0) as f64 / seconds;
+        let demand = Demand { used, granted, asked: entry.asked.load(SeqCst), rate: rate as i64 };
+        let units = chunk(&demand, limit);
+        // What is at hand then is what a crash would strand, and what tells when to ask again.
+        entry.chunk.store(granted + units - used, SeqCst);
+        if units == 0 {
+            entry.asked.store(0, SeqCst);
+            return None;
+        }
+        Some((units, granted + units - used, entry.resets_at.load(SeqCst)))
+    });
+    if let Some((units, at_hand, resets_at)) = change.flatten() {
+        if units != 0 {
+            moves.push(Move { key: *key, resets_at, units, at_hand });
+        }
+        if at_hand == 0 {
+            ended.push(*key);
+        }
+    }
+    Ok(())
+}
+
+/// The limit of the key, if tenant and limit still are there.
+fn limit_of(key: &shmem::Key, now: i64) -> Result<Option<Limit>> {
+    let Some(tenant) = registry::tenant(key.tenant())? else { return Ok(None) };
+    match registry::quota(&tenant, key.resource()) {
+        Ok(quota) => Ok(Some(quota.limit(period::from_postgres(now)).0)),
+        Err(Error::NoLimit { .. } | Error::Unknown { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is known of a lease that asks for more.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand {
+    /// Units handed out.
+    pub used: i64,
+    /// Units accounted for.
+    pub granted: i64,
+    /// Units that somebody waits for, 0 if nobody does.
+    pub asked: i64,
+    /// Units a second since the last extension.
+    pub rate: i64,
+}
+
+/// The units to grant: as many as are at hand then for a second at that rate, of what remains at most half, and at least
+/// what is waited for. Pure.
+pub fn chunk(demand: &Demand, limit: Limit) -> i64 {
+    let remains = limit.unwrap_or(i64::MAX).saturating_sub(demand.granted).max(0);
+    let unused = demand.granted - demand.used;
+    let asked = demand.asked.saturating_sub(unused).max(0);
+    let ahead = demand.rate.saturating_sub(unused).min((remains / 2).max(1));
+    ahead.max(asked).min(remains).max(0)
+}
+
+/// Writes down which part of what is granted a crash would strand.
+fn note(change: &Move) -> Result<()> {
+    static EXTENDED: CachedPlan = CachedPlan::new(
+        c"INSERT INTO tenant_rls.leases AS l (tenant_id, resource, period_start, resets_at, chunk) \
+          VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant_id, resource, period_start) DO UPDATE SET chunk = EXCLUDED.chunk",
+        &[
+            pg_sys::UUIDOID,
+            pg_sys::TEXTOID,
+            pg_sys::TIMESTAMPTZOID,
+            pg_sys::TIMESTAMPTZOID,
+            pg_sys::INT8OID,
+        ],
+    );
+    let key = &change.key;
+    let arguments = [
+        Uuid::from_bytes(*key.tenant().as_bytes()).into_datum(),
+        key.resource().into_datum(),
+        key.period_start().into_datum(),
+        change.resets_at.into_datum(),
+        change.at_hand.into_datum(),
+    ];
+    as_owner(|| EXTENDED.execute(&arguments))?;
+    Ok(())
+}
+
+/// What leases of before a crash have stranded: their last chunk counts as used. To be called in a transaction of a worker.
+pub fn note_stranded() -> Result<()> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT l.tenant_id, l.resource, l.period_start FROM tenant_rls.leases AS l WHERE l.chunk OPERATOR(pg_catalog.>) 0",
+        &[],
+    );
+    static UPDATE: CachedPlan = CachedPlan::new(
+        c"UPDATE tenant_rls.leases AS l SET stranded = l.stranded OPERATOR(pg_catalog.+) l.chunk, chunk = 0 \
+          WHERE l.tenant_id OPERATOR(pg_catalog.=) $1 AND l.resource OPERATOR(pg_catalog.=) $2 \
+          AND l.period_start OPERATOR(pg_catalog.=) $3",
+        &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::TIMESTAMPTZOID],
+    );
+    let mut lost = Vec::new();
+    as_owner(|| {
+        SELECT.run(&[], |row| {
+            let (Some(id), Some(resource), Some(start)) =
+                (row.get::<Uuid>(1), row.get::<String>(2), row.get::<i64>(3))
+            else {
+                return;
+            };
+            let tenant = crate::tenant::TenantId::from_bytes(*id.as_bytes());
+            let is_held = shmem::Key::new(tenant, &resource, start)
+                .and_then(|key| shmem::look(&key, |entry| entry.kind() == Kind::Leased))
+                .unwrap_or(false);
+            if !is_held {
+                lost.push((id, resource, start));
+            }
+        });
+        for (id, resource, start) in &lost {
+            UPDATE.execute(&[id.into_datum(), resource.as_str().into_datum(), start.into_datum()]);
+        }
+    })
+}
+
+/// The leases of this database that should be looked at without being asked for.
+pub fn to_end(everything: bool) -> Vec<shmem::Key> {
+    let now = clock::now();
+    let mut keys = Vec::with_capacity(1024);
+    shmem::each(|entry| {
+        let idle = now - entry.called_at.load(SeqCst) > IDLE || entry.resets_at.load(SeqCst) <= now;
+        if entry.kind() == Kind::Leased && keys.len() < keys.capacity() {
+            if everything {
+                entry.returning.store(true, SeqCst);
+            }
+            if everything || idle || entry.returning.load(SeqCst) || entry.asked.load(SeqCst) > 0 {
+                keys.push(*entry.key());
+            }
+        }
+    });
+    keys
+}
+
+#[cfg(test)]
+mod model;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_chunk_shrinks_towards_the_limit() {
+        let demand = |granted| Demand { used: granted, granted, asked: 1, rate: 1000 };
+        assert_eq!(chunk(&demand(0), Some(10_000)), 1000);
+        assert_eq!(chunk(&demand(9_900), Some(10_000)), 50);
+        assert_eq!(chunk(&demand(9_999), Some(10_000)), 1);
+        assert_eq!(chunk(&demand(10_000), Some(10_000)), 0);
+    }
+
+    #[test]
+    fn who_asks_for_more_than_a_chunk_gets_it_or_what_there_is() {
+        let demand = Demand { used: 90, granted: 100, asked: 500, rate: 0 };
+        assert_eq!(chunk(&demand, Some(1000)), 490);
+        assert_eq!(chunk(&demand, Some(589)), 489);
+        assert_eq!(chunk(&demand, None), 490);
+    }
+
+    proptest! {
+        #[test]
+        fn no_chunk_passes_the_limit(used: i64, granted: i64, asked: i64, rate: i64, limit: Option<i64>) {
+            let mask = |number: i64| number & i64::MAX;
+            let (granted, limit) = (mask(granted), limit.map(mask));
+            let demand = Demand { used: mask(used).min(granted), granted, asked: mask(asked), rate: mask(rate) };
+            let units = chunk(&demand, limit);
+            prop_assert!(units >= 0);
+            if let Some(limit) = limit {
+                prop_assert!(units == 0 || granted <= limit - units);
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The ledger: what was added to keys since it was last folded into `tenant_rls.usage`.
+//!
+//! A transaction in mode escrow, and the worker for mode leased, write one row for each key, which nobody else ever
+//! touches: nobody waits. The units of a key are its row in `tenant_rls.usage` and its rows here, together. A worker folds
+//! the rows of many transactions into one.
+//!
+//! # Lock protocol
+//!
+//! Whoever folds, loads a database or looks a changed key up again holds the lock of the ledger until its transaction
+//! ends: what one counts the other does not move meanwhile. Writers do not take it.
+
+use pgrx::prelude::*;
+use pgrx::{Uuid, pg_sys};
+
+use crate::error::{Error, Result};
+use crate::lock::{Class, Lock};
+use crate::plan::{CachedPlan, as_owner};
+use crate::registry;
+use crate::shmem;
+use crate::tenant::TenantId;
+
+/// Rows that one transaction folds at most.
+const BATCH: i64 = 100_000;
+
+/// Adds a row. Runs no trigger, and no code of a user.
+pub fn write(key: &shmem::Key, resets_at: i64, units: i64) -> Result<()> {
+    registry::units::add_to_ledger(key.tenant(), key.resource(), key.period_start(), resets_at, units)
+}
+
+fn lock() -> Lock {
+    Lock::new(Class::Ledger, [0, 0])
+}
+
+/// The units of a key as they are committed, this transaction's own rows included.
+pub fn units(id: TenantId, resource: &str, period_start: i64) -> Result<i64> {
+    recorded(id, resource, period_start).map(|(units, _)| units)
+}
+
+/// Those units, and how many rows of the ledger they are in.
+fn recorded(id: TenantId, resource: &str, period_start: i64) -> Result<(i64, i64)> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT (coalesce((SELECT u.used FROM tenant_rls.usage AS u WHERE u.tenant_id OPERATOR(pg_catalog.=) $1 \
+                   AND u.resource OPERATOR(pg_catalog.=) $2 AND u.period_start OPERATOR(pg_catalog.=) $3), 0) \
+             OPERATOR(pg_catalog.+) coalesce(pg_catalog.sum(l.units), 0))::pg_catalog.int8, pg_catalog.count(*) \
+           FROM tenant_rls.ledger AS l WHERE l.tenant_id OPERATOR(pg_catalog.=) $1 \
+           AND l.resource OPERATOR(pg_catalog.=) $2 AND l.period_start OPERATOR(pg_catalog.=) $3",
+        &[pg_sys::UUIDOID, pg_sys::TEXTOID, pg_sys::TIMESTAMPTZOID],
+    );
+    let mut found = (0, 0);
+    let arguments = [datum(id), resource.into_datum(), period_start.into_datum()];
+    as_owner(|| {
+        SELECT.run_latest(&arguments, |row| {
+            found = (row.get(1).unwrap_or_default(), row.get(2).unwrap_or_default());
+        })
+    })?;
+    Ok(found)
+}
+
+fn datum(id: TenantId) -> Option<pg_sys::Datum> {
+    Uuid::from_bytes(*id.as_bytes()).into_datum()
+}
+
+/// Makes sure that every key with rows in the ledger has an entry. `false` if they cannot all have one.
+pub fn load() -> Result<bool> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT l.tenant_id, l.resource, l.period_start, l.resets_at, \
+             (l.units OPERATOR(pg_catalog.+) coalesce(u.used, 0))::pg_catalog.int8, l.rows \
+           FROM (SELECT s.tenant_id, s.resource, s.period_start, pg_catalog.max(s.resets_at) AS resets_at, \
+                 pg_catalog.sum(s.units) AS units, pg_catalog.count(*) AS rows \
+                 FROM tenant_rls.ledger AS s GROUP BY s.tenant_id, s.resource, s.period_start) AS l \
+           LEFT JOIN tenant_rls.usage AS u ON u.tenant_id OPERATOR(pg_catalog.=) l.tenant_id \
+           AND u.resource OPERATOR(pg_catalog.=) l.resource AND u.period_start OPERATOR(pg_catalog.=) l.period_start",
+        &[],
+    );
+    let Some(database) = shmem::database() else { return Ok(false) };
+    if database.is_loaded() {
+        return Ok(true);
+    }
+    let lock = lock();
+    lock.acquire();
+    let generation = database.generation();
+    let mut fits = true;
+    if !database.is_loaded() {
+        as_owner(|| {
+            SELECT.run_latest(&[], |row| {
+                let instant = |column| row.get::<i64>(column).unwrap_or_default();
+                let (Some(id), Some(resource)) = (row.get::<Uuid>(1), row.get::<String>(2)) else { return };
+                let id = TenantId::from_bytes(*id.as_bytes());
+                // What does not fit into a key is counted in mode strict, which folds first.
+                let made = shmem::Key::new(id, &resource, instant(3)).is_some_and(|key| {
+                    shmem::change(&key, |entry| {
+                        if entry.pins.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+                            entry.set_units(instant(5), instant(6), generation);
+                        }
+                    })
+                    .is_some()
+                        || shmem::put(&key, instant(4), instant(5), instant(6), generation)
+                });
+                fits &= made;
+            })
+        })?;
+        if fits {
+            database.set_loaded(generation);
+            database.busy.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    lock.release();
+    Ok(fits)
+}
+
+/// Looks the units of an entry up again that were changed by other means. The caller holds the lock of the key.
+pub fn reload(key: &shmem::Key) -> Result<()> {
+    let Some(database) = shmem::database() else { return Ok(()) };
+    let lock = lock();
+    lock.acquire();
+    let generation = database.generation();
+    let (units, rows) = recorded(key.tenant(), key.resource(), key.period_start())?;
+    shmem::change(key, |entry| {
+        if entry.pins.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+            entry.set_units(units, rows, generation);
+        }
+    });
+    lock.release();
+    Ok(())
+}
+
+/// A key whose rows were folded.
+pub struct Folded {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Of what.
+    pub resource: String,
+    /// Since when, in microseconds since 2000-01-01.
+    pub period_start: i64,
+    /// Until when, in microseconds since 2000-01-01.
+    pub resets_at: i64,
+    /// How many rows.
+    pub rows: i64,
+    /// The units that are in `tenant_rls.usage` now.
+    pub used: i64,
+}
+
+/// Folds rows that are committed, in this transaction. When it has committed, [`settle`] must be told.
+pub fn fold() -> Result<Vec<Folded>> {
+    static FOLD: CachedPlan = CachedPlan::new(
+        c"WITH folded AS ( \
+             DELETE FROM tenant_rls.ledger AS l \
+             WHERE l.ctid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT s.ctid FROM tenant_rls.ledger AS s LIMIT $1)) \
+             RETURNING l.tenant_id, l.resource, l.period_start, l.resets_at, l.units), \
+           summed AS ( \
+             SELECT f.tenant_id, f.resource, f.period_start, pg_catalog.max(f.resets_at) AS resets_at, \
+                pg_catalog.sum(f.units)::pg_catalog.int8 AS units, pg_catalog.count(*) AS rows \
+             FROM folded AS f GROUP BY f.tenant_id, f.resource, f.period_start), \
+           moved AS ( \
+             INSERT INTO tenant_rls.usage AS u (tenant_id, resource, period_start, resets_at, used) \
+             SELECT s.tenant_id, s.resource, s.period_start, s.resets_at, s.units FROM summed AS s \
+             ON CONFLICT (tenant_id, resource, period_start) DO UPDATE \
+             SET used = u.used OPERATOR(pg_catalog.+) EXCLUDED.used \
+             RETURNING u.tenant_id, u.resource, u.period_start, u.used) \
+           SELECT s.tenant_id, s.resource, s.period_start, s.resets_at, s.rows, m.used \
+           FROM summed AS s JOIN moved AS m ON m.tenant_id OPERATOR(pg_catalog.=) s.tenant_id \
+           AND m.resource OPERATOR(pg_catalog.=) s.resource AND m.period_start OPERATOR(pg_catalog.=) s.period_start",
+        &[pg_sys::INT8OID],
+    );
+    lock().acquire();
+    let mut folded = Vec::new();
+    let writes = registry::units::OwnWrite::begin();
+    as_owner(|| {
+        FOLD.run_latest(&[BATCH.into_datum()], |row| {
+            let number = |column| row.get::<i64>(column).unwrap_or_default();
+            if let (Some(id), Some(resource)) = (row.get::<Uuid>(1), row.get::<String>(2)) {
+                folded.push(Folded {
+                    tenant: TenantId::from_bytes(*id.as_bytes()),
+                    resource,
+                    period_start: number(3),
+                    resets_at: number(4),
+                    rows: number(5),
+                    used: number(6),
+                });
+            }
+        })
+    })?;
+    drop(writes);
+    Ok(folded)
+}
+
+/// Tells the entries which rows have been folded.
+pub fn settle(folded: &[Folded]) {
+    for key in folded {
+        if let Some(name) = shmem::Key::new(key.tenant, &key.resource, key.period_start) {
+            shmem::look(&name, |entry| {
+                entry.unfolded.fetch_sub(key.rows, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+    }
+}
+
+/// Folds the whole ledger in the transaction of a caller of mode strict, where no shared memory tells that the key has no
+/// rows in it. Rows are left behind by a server that had the library preloaded; none come while it has not.
+pub fn fold_leftovers() -> Result<()> {
+    if !registry::units::ledger_has_rows()? {
+        return Ok(());
+    }
+    while !fold()?.is_empty() {}
+    Ok(())
+}
+
+/// Refuses what would leave shared memory behind what a prepared transaction holds.
+pub fn cannot_prepare() -> Error {
+    Error::Unsupported {
+        what: "cannot PREPARE a transaction that has used a quota in mode escrow".into(),
+        detail: "Units that wait for COMMIT PREPARED cannot be counted in shared memory.".into(),
+        hint: "Use mode strict for the limits that such transactions use.",
+    }
+}

@@ -1,0 +1,282 @@
+//! Background workers: what is done for a database beside its sessions.
+//!
+//! One launcher runs for as long as the server takes writes. It starts a worker for a database that has something to do:
+//! rows in the ledger, a caller that waits for a lease, something that has fallen due. The worker goes when it has found
+//! nothing to do for a moment, so that it stands in nobody's way who drops or copies the database. An error of its own
+//! ends it; it is started again after a pause, which grows.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
+use pgrx::prelude::*;
+use pgrx::{PgTryBuilder, pg_sys};
+
+use crate::clock;
+use crate::error::Result;
+use crate::quota::{lease, ledger};
+use crate::registry::{self, scan};
+use crate::shmem::{self, Database};
+
+/// How often launcher and workers look, in microseconds.
+const TICK: Duration = Duration::from_millis(500);
+/// How often a worker folds the ledger and looks for what has fallen due, in microseconds.
+const ROUND: i64 = 1_000_000;
+/// Rounds without anything to do after which a worker goes.
+const IDLE_ROUNDS: u32 = 1;
+/// How often the launcher looks which databases there are, in microseconds.
+const DATABASES: i64 = 60_000_000;
+/// The longest pause after failures, in microseconds.
+const LONGEST_PAUSE: i64 = 60_000_000;
+
+/// Registers the launcher. Called once, when the library is loaded; does nothing if that is too late.
+pub fn init() {
+    // SAFETY: reads a variable of the process.
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        BackgroundWorkerBuilder::new("tenant_rls launcher")
+            .set_type("tenant_rls launcher")
+            .set_library("tenant_rls")
+            .set_function("tenant_rls_launcher")
+            .enable_spi_access()
+            .set_start_time(BgWorkerStartTime::RecoveryFinished)
+            .set_restart_time(Some(Duration::from_secs(1)))
+            .load();
+    }
+}
+
+/// The launcher. It is connected to no database: it reads the list of them.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn tenant_rls_launcher(_argument: pg_sys::Datum) {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // SAFETY: once, at the start of a worker. No database and no role are named.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+        shmem::set_launcher(pg_sys::MyLatch);
+    }
+    let mut looked_at = i64::MIN;
+    while BackgroundWorker::wait_latch(Some(TICK)) {
+        let now = clock::now();
+        if now.saturating_sub(looked_at) >= DATABASES {
+            // At the first look each database gets a worker, which goes at once if it has nothing to do.
+            look_at_databases(looked_at == i64::MIN);
+            looked_at = now;
+        }
+        for database in shmem::databases() {
+            if is_wanted(database, now) {
+                launch(database, now);
+            }
+        }
+    }
+    shmem::set_launcher(std::ptr::null_mut());
+}
+
+fn is_wanted(database: &Database, now: i64) -> bool {
+    database.worker.load(Ordering::SeqCst) == 0
+        && database.retry_at.load(Ordering::Relaxed) <= now
+        && (database.busy.load(Ordering::SeqCst)
+            || database.urgent.load(Ordering::SeqCst)
+            || (1..=now).contains(&database.due_at.load(Ordering::Relaxed)))
+}
+
+/// Forgets databases that are gone, and notes those that there are.
+fn look_at_databases(note_all: bool) {
+    let mut there = Vec::new();
+    BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| {
+        scan::scan(pg_sys::DatabaseRelationId, pg_sys::InvalidOid, &[], |row| {
+            let allows_connections = row.get::<bool>(scan::DATABASE_ALLOWS_CONNECTIONS).unwrap_or_default();
+            there.extend(row.get::<pg_sys::Oid>(1).map(|oid| (oid, allows_connections)));
+        });
+    }));
+    let gone: Vec<_> = shmem::databases()
+        .into_iter()
+        .map(Database::oid)
+        .filter(|known| !there.iter().any(|(oid, _)| oid == known))
+        .collect();
+    shmem::forget_databases(&gone);
+    if note_all {
+        for (oid, _) in there.into_iter().filter(|(_, allows_connections)| *allows_connections) {
+            if let Some(database) = shmem::database_of(oid) {
+                database.busy.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// Starts a worker, unless the server has no room for one: then it is tried again.
+fn launch(database: &Database, now: i64) {
+    let started = BackgroundWorkerBuilder::new("tenant_rls worker")
+        .set_type("tenant_rls worker")
+        .set_library("tenant_rls")
+        .set_function("tenant_rls_worker")
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(None)
+        .set_argument(Some(pg_sys::Datum::from(database.oid())))
+        .load_dynamic();
+    // A process that comes to nothing, in a database that lets nobody in for instance, is not to be started twice a second.
+    let failures = database.failures.load(Ordering::Relaxed).min(6);
+    let pause = if started.is_ok() { (ROUND << failures).min(LONGEST_PAUSE) } else { ROUND };
+    database.retry_at.store(now + pause, Ordering::Relaxed);
+    database.failures.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The worker of one database.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn tenant_rls_worker(argument: pg_sys::Datum) {
+    let oid = pg_sys::Oid::from(argument.value() as u32);
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
+    let Some(database) = shmem::database() else { return };
+    if !database.begin_work(clock::now()) {
+        return;
+    }
+    // SAFETY: the callback lives in this library, and reads what is set up for this process.
+    unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::null()) };
+    // What is handed out must be on disk, and on the standbys that are waited for.
+    // SAFETY: both strings outlive the call.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"synchronous_commit".as_ptr(),
+            c"on".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+    PgTryBuilder::new(std::panic::AssertUnwindSafe(|| work(database)))
+        .catch_others(|error| {
+            note_failure(&error);
+            error.rethrow()
+        })
+        .execute();
+}
+
+/// Keeps for `tenant_worker_status()` what ends this worker.
+fn note_failure(error: &pg_sys::panic::CaughtError) {
+    use pg_sys::panic::CaughtError::{ErrorReport, PostgresError, RustPanic};
+    let (PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. }) = error;
+    if let Some(database) = shmem::database() {
+        let retry_at = database.retry_at.load(Ordering::Relaxed);
+        database.note_failure(report.message(), clock::now(), retry_at);
+    }
+}
+
+unsafe extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
+    if let Some(database) = shmem::database() {
+        database.end_work();
+    }
+}
+
+/// Runs `task` in a transaction of its own, if the extension is installed. Its tables stay for as long.
+fn in_transaction<T: Default>(task: impl FnOnce() -> Result<T>) -> T {
+    let mut value = T::default();
+    let slot = &mut value;
+    BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| {
+        if registry::units::keep_tables() {
+            *slot = crate::error::or_raise(task());
+        }
+    }));
+    value
+}
+
+fn work(database: &'static Database) {
+    let is_installed = in_transaction(|| {
+        ledger::load()?;
+        lease::note_stranded()?;
+        Ok(true)
+    });
+    if !is_installed {
+        database.busy.store(false, Ordering::SeqCst);
+        rest(database);
+        return;
+    }
+    let mut round_at = i64::MIN;
+    let mut idle_rounds = 0;
+    loop {
+        let mut did = 0;
+        if database.urgent.swap(false, Ordering::SeqCst) {
+            did += extend(database, database.take_asks());
+        }
+        let now = clock::now();
+        if now.saturating_sub(round_at) >= ROUND {
+            round_at = now;
+            did += round(database);
+            rest(database);
+            idle_rounds = if did == 0 { idle_rounds + 1 } else { 0 };
+        }
+        if did > 0 {
+            database.worked_at.store(now, Ordering::Relaxed);
+        }
+        if idle_rounds > IDLE_ROUNDS || !BackgroundWorker::wait_latch(Some(TICK)) {
+            break;
+        }
+    }
+    if BackgroundWorker::sigterm_received() {
+        // The server stops: what is not used goes back.
+        extend(database, lease::to_end(true));
+    }
+}
+
+/// A worker that has come this far works: the next one may come at once.
+fn rest(database: &Database) {
+    database.failures.store(0, Ordering::Relaxed);
+    database.retry_at.store(0, Ordering::Relaxed);
+}
+
+fn extend(database: &Database, asks: Vec<shmem::Key>) -> usize {
+    if asks.is_empty() {
+        return 0;
+    }
+    let moved = lease::work(&asks, &|task| in_transaction(task));
+    database.extended.fetch_add(moved as i64, Ordering::Relaxed);
+    moved
+}
+
+/// What is done once a second. How much there was to do.
+fn round(database: &Database) -> usize {
+    database.busy.store(false, Ordering::SeqCst);
+    let mut did = extend(database, lease::to_end(false));
+    loop {
+        let folded = in_transaction(ledger::fold);
+        ledger::settle(&folded);
+        let rows: i64 = folded.iter().map(|key| key.rows).sum();
+        database.folded.fetch_add(rows, Ordering::Relaxed);
+        did += rows as usize;
+        if rows == 0 || BackgroundWorker::sigterm_received() {
+            break;
+        }
+    }
+    did
+}
+
+/// What the worker of this database did last, and what went wrong.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn tenant_worker_status() -> TableIterator<
+    'static,
+    (
+        name!(pid, Option<i32>),
+        name!(started_at, Option<TimestampWithTimeZone>),
+        name!(worked_at, Option<TimestampWithTimeZone>),
+        name!(rows_folded, i64),
+        name!(leases_moved, i64),
+        name!(failed_at, Option<TimestampWithTimeZone>),
+        name!(failure, Option<String>),
+    ),
+> {
+    let instant = |at: i64| (at != 0).then(|| TimestampWithTimeZone::try_from(at).ok()).flatten();
+    let row = shmem::database().map(|database| {
+        let pid = database.worker.load(Ordering::SeqCst);
+        (
+            (pid != 0).then_some(pid),
+            instant(database.started_at.load(Ordering::Relaxed)),
+            instant(database.worked_at.load(Ordering::Relaxed)),
+            database.folded.load(Ordering::Relaxed),
+            database.extended.load(Ordering::Relaxed),
+            instant(database.failed_at.load(Ordering::Relaxed)),
+            database.failure(),
+        )
+    });
+    TableIterator::new(row)
+}
