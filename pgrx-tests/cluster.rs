@@ -53,6 +53,11 @@ impl Cluster {
         }
     }
 
+    /// Adds a line to its postgresql.conf, for the next start.
+    pub fn set(&self, line: &str) {
+        self.configure(&[line.to_string()]);
+    }
+
     /// Starts it again.
     pub fn up(&self) {
         let log = format!("{}/log", self.directory);

@@ -167,7 +167,7 @@ fn truncate_cascade_empties_the_gauge() {
 /// a transaction that was refused is retried.
 #[test]
 fn truncate_with_an_old_snapshot_loses_nothing() {
-    for first in ["", "DELETE FROM orders; DELETE FROM tenant_rls.usage"] {
+    for first in ["", "DELETE FROM orders; DELETE FROM tenant_rls.usage; DELETE FROM tenant_rls.ledger"] {
         let db = attached();
         let mut old = db.admin();
         old.run(first);
@@ -585,7 +585,10 @@ fn reconcile_repairs_drift() {
     let mut admin = db.admin();
     let reconcile = "SELECT tenant_quota_reconcile('orders')";
     assert_eq!(admin.one::<i64>(reconcile), 0);
-    admin.run(&format!("UPDATE tenant_rls.usage SET used = 7 WHERE tenant_id = '{A}'; DELETE FROM tenant_rls.usage WHERE tenant_id = '{B}'"));
+    admin.run(&format!(
+        "INSERT INTO tenant_rls.ledger VALUES ('{A}', 'rows', '-infinity', 'infinity', 5);
+         DELETE FROM tenant_rls.ledger WHERE tenant_id = '{B}'; DELETE FROM tenant_rls.usage WHERE tenant_id = '{B}'"
+    ));
     assert_ne!(drift(&mut admin), "");
     assert_eq!(admin.one::<i64>(reconcile), 2);
     counts(&db, 2, 2);
@@ -811,7 +814,7 @@ fn odd_names_are_followed() {
          INSERT INTO \"S 1\".\"O'rders\" VALUES (2, '{A}')"
     ));
     assert_eq!(
-        admin.one::<i64>("SELECT sum(used)::bigint FROM tenant_rls.usage WHERE resource = 'it''s'"),
+        admin.one::<i64>("SELECT sum(used)::bigint FROM tenant_rls.units WHERE resource = 'it''s'"),
         2
     );
     assert_eq!(drift(&mut admin), "");

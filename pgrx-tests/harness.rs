@@ -307,7 +307,7 @@ pub fn answer(client: &mut Client, call: &str) -> serde_json::Value {
 #[track_caller]
 pub fn recorded(client: &mut Client, tenant: &str, resource: &str) -> i64 {
     client.one(&format!(
-        "SELECT coalesce(sum(used), 0)::bigint FROM tenant_rls.usage
+        "SELECT coalesce(sum(used), 0)::bigint FROM tenant_rls.units
          WHERE tenant_id = '{tenant}' AND resource = '{resource}'"
     ))
 }

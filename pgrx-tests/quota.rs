@@ -1,6 +1,8 @@
 //! Quotas: what one session is answered. See [`concurrent`] for several, [`time`] for periods.
 
 mod concurrent;
+mod escrow;
+mod leased;
 mod time;
 
 use postgres::Client;
@@ -17,7 +19,7 @@ fn limited() -> Db {
     db.admin().run(&format!(
         "SELECT tenant_resource_define('calls', 'counter', 'call', 'none'),
              tenant_resource_define('seats', 'gauge', 'seat', 'none');
-         SELECT tenant_plan_limit_set('free', r, 10), tenant_plan_limit_set('starter', r, 20)
+         SELECT tenant_plan_limit_set('free', r, 10, mode => 'strict'), tenant_plan_limit_set('starter', r, 20, mode => 'strict')
          FROM unnest(ARRAY['calls', 'seats']) AS r;
          SELECT tenant_create('{A}'), tenant_create('{B}');
          SELECT tenant_grant('{app}')"
@@ -233,7 +235,8 @@ fn the_largest_amounts_do_not_overflow() {
 #[test]
 fn unlimited_is_metered() {
     let (db, mut app) = app();
-    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', NULL, unlimited => true)");
+    db.admin()
+        .run("SELECT tenant_plan_limit_set('free', 'calls', NULL, unlimited => true, mode => 'strict')");
     let granted = answer(&mut app, "tenant_quota_consume('calls', 1000000)");
     assert_eq!(fields(&granted, VERDICT), json!([true, 1000000, 1000000, null, "unlimited"]));
     assert_eq!(granted["quota_limit"], Value::Null);
@@ -244,7 +247,7 @@ fn unlimited_is_metered() {
 #[test]
 fn a_limit_of_zero_means_none() {
     let (db, mut app) = app();
-    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 0)");
+    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 0, mode => 'strict')");
     let denied = answer(&mut app, "tenant_quota_try_consume('calls', 1)");
     assert_eq!(fields(&denied, VERDICT), json!([false, 0, 0, 0, "amount_exceeds_limit"]));
     assert_eq!(app.fails("SELECT * FROM tenant_quota_consume('calls')"), "53400");
@@ -350,7 +353,8 @@ fn idempotency_keys_are_refused() {
 #[test]
 fn a_soft_limit_never_denies() {
     let (db, mut app) = app();
-    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 10, enforcement => 'soft')");
+    db.admin()
+        .run("SELECT tenant_plan_limit_set('free', 'calls', 10, enforcement => 'soft', mode => 'strict')");
     let within = answer(&mut app, "tenant_quota_consume('calls', 9)");
     assert_eq!(fields(&within, VERDICT), json!([true, 9, 9, 1, "ok"]));
     let above = answer(&mut app, "tenant_quota_consume('calls', 20)");
@@ -362,7 +366,8 @@ fn a_soft_limit_never_denies() {
 #[test]
 fn a_shadow_limit_never_denies() {
     let (db, mut app) = app();
-    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 10, enforcement => 'shadow')");
+    db.admin()
+        .run("SELECT tenant_plan_limit_set('free', 'calls', 10, enforcement => 'shadow', mode => 'strict')");
     app.run("SELECT * FROM tenant_quota_consume('calls', 10)");
     let above = answer(&mut app, "tenant_quota_try_consume('calls')");
     assert_eq!(fields(&above, VERDICT), json!([true, 1, 11, 0, "shadow"]));
@@ -455,7 +460,7 @@ fn an_override_wins_over_the_plan() {
 fn an_override_can_be_unset() {
     let (db, mut app) = app();
     let mut admin = db.admin();
-    admin.run(&format!("SELECT tenant_quota_set('{A}', 'calls', NULL, unlimited => true)"));
+    admin.run(&format!("SELECT tenant_quota_set('{A}', 'calls', NULL, unlimited => true, mode => 'strict')"));
     let checked = answer(&mut app, "tenant_quota_check('calls')");
     assert_eq!(
         fields(&checked, &["quota_limit", "source", "reason"]),

@@ -41,6 +41,17 @@ CREATE TABLE tenant_rls.attachments (
 );
 CREATE INDEX attachments_resource_idx ON tenant_rls.attachments (resource);
 
+CREATE VIEW tenant_rls.units AS
+SELECT s.tenant_id, s.resource, s.period_start, pg_catalog.max(s.resets_at) AS resets_at, pg_catalog.sum(s.units)::bigint AS used
+FROM (
+    SELECT u.tenant_id, u.resource, u.period_start, u.resets_at, u.used AS units
+    FROM tenant_rls.usage AS u
+    UNION ALL
+    SELECT l.tenant_id, l.resource, l.period_start, l.resets_at, l.units
+    FROM tenant_rls.ledger AS l
+) AS s
+GROUP BY s.tenant_id, s.resource, s.period_start;
+
 ALTER TABLE tenant_rls.usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.ledger ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.leases ENABLE ROW LEVEL SECURITY;
@@ -51,6 +62,7 @@ SELECT pg_catalog.pg_extension_config_dump('tenant_rls.leases', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.attachments', '');
 COMMENT ON TABLE tenant_rls.usage IS 'units used, by tenant, resource and period, without those in tenant_rls.ledger';
 COMMENT ON TABLE tenant_rls.ledger IS 'units that transactions have added since, until a worker folds them into tenant_rls.usage';
+COMMENT ON VIEW tenant_rls.units IS 'units used, by tenant, resource and period, as they are committed';
 COMMENT ON TABLE tenant_rls.leases IS 'mode leased: units that a crash would strand, and those that crashes have stranded';
 
 -- Shared memory knows what the functions write. What is written by hand, by a purge or by a restore it looks up again.

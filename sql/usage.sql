@@ -68,13 +68,13 @@ CREATE VIEW @extschema@.tenant_usage_history WITH (security_barrier) AS
 SELECT v.tenant, v.resource, v.period_start, v.period_end, v.used
 FROM (
     SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
-    FROM tenant_rls.usage AS u
+    FROM tenant_rls.units AS u
     WHERE NOT tenant_rls.sees_all()
     AND u.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
     AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
     UNION ALL
     SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
-    FROM tenant_rls.usage AS u
+    FROM tenant_rls.units AS u
     WHERE tenant_rls.sees_all() AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
 ) AS v;
 COMMENT ON VIEW @extschema@.tenant_usage_history IS 'usage in closed periods';

@@ -322,17 +322,45 @@ sql_function!(
     |fcinfo| {
         let amounts = checked_amounts(datum_argument(fcinfo, 0))?;
         no_idempotency_key(argument(fcinfo, 1))?;
-        let mut rows = Rows::start(fcinfo);
-        // In the order of the names, so that two calls cannot wait for each other. The first denial raises,
-        // which gives back what was taken before it.
+        let mut keys = Vec::with_capacity(amounts.len());
         for (resource, amount) in &amounts {
-            let mut key = key_of_session(Some(resource))?;
-            let (verdict, used) = consume_or_raise(&mut key, *amount)?;
-            rows.push(&Answer { key: &key, verdict, used, mode: mode_of(&key).name() });
+            keys.push((key_of_session(Some(resource))?, *amount));
         }
+        // In the order of the names, so that two calls cannot wait for each other, and those last that a rollback does not
+        // give back. The first denial raises, which gives back what was taken before it.
+        keys.sort_by_key(|(key, _)| !mode_of(key).is_transactional());
+        let mut leased = Leased::default();
+        let mut rows = Rows::start(fcinfo);
+        for (key, amount) in &mut keys {
+            let (verdict, used) = consume_or_raise(key, *amount)?;
+            let mode = mode_of(key);
+            if !mode.is_transactional() {
+                leased.0.extend(escrow::name_of(key).zip(Some(*amount)));
+            }
+            rows.push(&Answer { key, verdict, used, mode: mode.name() });
+        }
+        leased.keep();
         Ok(pg_sys::Datum::null())
     }
 );
+
+/// What a call has taken of leases, which goes back unless the call succeeds as a whole.
+#[derive(Default)]
+struct Leased(Vec<(shmem::Key, i64)>);
+
+impl Leased {
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        for (name, units) in &self.0 {
+            lease::undo(name, *units);
+        }
+    }
+}
 
 /// A call of one resource whose answer is one row.
 unsafe fn one(

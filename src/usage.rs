@@ -207,11 +207,7 @@ fn settled_counter(entry: &shmem::Entry) -> Option<Counter> {
 /// Keys whose units shared memory and the tables know differently, and units below zero. Looks at a key again that was used
 /// meanwhile: a disagreement counts only of one that was not.
 fn counters(findings: &mut Vec<Finding>) -> Result<()> {
-    let sql = "SELECT s.tenant_id, s.resource, s.period_start, pg_catalog.sum(s.used)::pg_catalog.int8 FROM ( \
-                 SELECT u.tenant_id, u.resource, u.period_start, u.used FROM tenant_rls.usage AS u \
-                 UNION ALL \
-                 SELECT l.tenant_id, l.resource, l.period_start, l.units FROM tenant_rls.ledger AS l) AS s \
-               GROUP BY s.tenant_id, s.resource, s.period_start";
+    let sql = "SELECT u.tenant_id, u.resource, u.period_start, u.used FROM tenant_rls.units AS u";
     let counters = settled_counters();
     let mut recorded = HashMap::new();
     as_owner(|| {
@@ -243,7 +239,7 @@ fn counters(findings: &mut Vec<Finding>) -> Result<()> {
 /// Usage of tenants or resources that the registry does not know.
 fn orphans(findings: &mut Vec<Finding>) -> Result<()> {
     let sql = "SELECT u.tenant_id, u.resource, t.tenant_id IS NULL, u.used \
-               FROM tenant_rls.usage AS u \
+               FROM tenant_rls.units AS u \
                LEFT JOIN tenant_rls.tenants AS t ON t.tenant_id OPERATOR(pg_catalog.=) u.tenant_id \
                LEFT JOIN tenant_rls.resources AS r ON r.resource OPERATOR(pg_catalog.=) u.resource \
                WHERE t.tenant_id IS NULL OR r.resource IS NULL";

@@ -141,7 +141,7 @@ pub fn attacks() -> Vec<Attack> {
         attack(
             "a prepared transaction with units",
             "quota lock",
-            "",
+            "SELECT tenant_plan_limit_set('free', 'calls', 10, mode => 'strict')",
             vec![
                 ok("BEGIN; SELECT tenant_quota_consume('calls', 10) IS NULL; PREPARE TRANSACTION '{db}'"),
                 ok("SET lock_timeout = '300ms'"),
@@ -151,11 +151,29 @@ pub fn attacks() -> Vec<Attack> {
         attack(
             "units of an open transaction",
             "quota lock",
-            "",
+            "SELECT tenant_plan_limit_set('free', 'calls', 10, mode => 'strict')",
             vec![
                 ok("BEGIN; SELECT tenant_quota_consume('calls', 10) IS NULL"),
                 ok("SET lock_timeout = '300ms'").by("app#2"),
                 no("55P03", "SELECT * FROM tenant_quota_consume('calls')").by("app#2"),
+            ],
+        ),
+        attack(
+            "a prepared transaction with units in escrow",
+            "quota prepare",
+            "",
+            vec![no(
+                "0A000",
+                "BEGIN; SELECT tenant_quota_consume('calls', 10) IS NULL; PREPARE TRANSACTION '{db}'",
+            )],
+        ),
+        attack(
+            "units of an open transaction in escrow",
+            "quota interval",
+            "",
+            vec![
+                ok("BEGIN; SELECT tenant_quota_consume('calls', 10) IS NULL"),
+                no("53400", "SELECT * FROM tenant_quota_consume('calls')").by("app#2"),
             ],
         ),
         attack(

@@ -192,7 +192,7 @@ fn facts(admin: &mut Client) -> (i64, i64, i64, i64) {
     assert_eq!(count(dangling), 0);
     let mut used = |tenant: &str| {
         count(&format!(
-            "SELECT used FROM tenant_rls.usage WHERE resource = 'orders' AND tenant_id = '{tenant}'"
+            "SELECT used FROM tenant_rls.units WHERE resource = 'orders' AND tenant_id = '{tenant}'"
         ))
     };
     let (a, b) = (used(A), used(B));

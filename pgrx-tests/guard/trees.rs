@@ -207,7 +207,7 @@ fn gauges_follow_protected_partitions() {
          CREATE TABLE e4 PARTITION OF events FOR VALUES IN (4);
          INSERT INTO s.e3 VALUES ('{A}', 3, 'a'); INSERT INTO e4 VALUES ('{A}', 4, 'a')"
     ));
-    let used = format!("SELECT used FROM tenant_rls.usage WHERE resource = 'events' AND tenant_id = '{A}'");
+    let used = format!("SELECT used FROM tenant_rls.units WHERE resource = 'events' AND tenant_id = '{A}'");
     assert_eq!(admin.one::<i64>(&used), 4);
     admin.run("ALTER TABLE events DETACH PARTITION e4");
     assert_eq!(admin.one::<i64>(&used), 3);

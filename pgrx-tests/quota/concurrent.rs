@@ -9,10 +9,10 @@ use super::{VERDICT, fields, limited};
 use crate::harness::{A, Db, Session, answer, recorded, waiting};
 
 /// Connections at once.
-const CONNECTIONS: u64 = 16;
+pub const CONNECTIONS: u64 = 16;
 
 /// Numbers that differ from thread to thread and are the same in every run.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     fn of(thread: u64) -> Random {
@@ -20,7 +20,7 @@ impl Random {
     }
 
     /// A number below `bound`.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -29,7 +29,7 @@ impl Random {
 }
 
 /// Runs `work` in that many connections of the application, for tenant A, and adds up what they return.
-fn in_parallel(db: &Db, connections: u64, work: impl Fn(&mut Client, &mut Random) -> i64 + Sync) -> i64 {
+pub fn in_parallel(db: &Db, connections: u64, work: impl Fn(&mut Client, &mut Random) -> i64 + Sync) -> i64 {
     thread::scope(|scope| {
         let work = &work;
         let threads: Vec<_> = (0..connections)
@@ -42,7 +42,7 @@ fn in_parallel(db: &Db, connections: u64, work: impl Fn(&mut Client, &mut Random
 }
 
 /// What tenant_usage says that A has used of `calls`.
-fn usage(db: &Db) -> i64 {
+pub fn usage(db: &Db) -> i64 {
     db.connect_as(&db.app(), A).one("SELECT used FROM tenant_usage WHERE resource = 'calls'")
 }
 
@@ -65,7 +65,7 @@ fn take(client: &mut Client, random: &mut Random) -> Option<i64> {
 
 /// A transaction of up to four calls, some in a savepoint that is rolled back, that ends in COMMIT or ROLLBACK.
 /// Units committed.
-fn transaction(client: &mut Client, random: &mut Random) -> i64 {
+pub fn transaction(client: &mut Client, random: &mut Random) -> i64 {
     let mut taken = 0;
     client.run("BEGIN");
     for _ in 0..=random.below(4) {
@@ -90,7 +90,7 @@ fn transaction(client: &mut Client, random: &mut Random) -> i64 {
 #[test]
 fn random_transactions_add_up() {
     let db = limited();
-    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 8000)");
+    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 8000, mode => 'strict')");
     let committed =
         in_parallel(&db, CONNECTIONS, |client, random| (0..40).map(|_| transaction(client, random)).sum());
     assert!(committed > 7900 && committed <= 8000, "{committed}: enough asks to come near the limit");
@@ -101,7 +101,7 @@ fn random_transactions_add_up() {
 #[test]
 fn single_units_reach_exactly_the_limit() {
     let db = limited();
-    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 500)");
+    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 500, mode => 'strict')");
     let committed = in_parallel(&db, CONNECTIONS, |client, random| {
         let mut taken = 0;
         loop {
@@ -124,7 +124,7 @@ fn single_units_reach_exactly_the_limit() {
 fn higher_isolation_levels_reach_exactly_the_limit() {
     for level in ["REPEATABLE READ", "SERIALIZABLE"] {
         let db = limited();
-        db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 100)");
+        db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 100, mode => 'strict')");
         let committed = in_parallel(&db, 8, |client, _| {
             let mut taken = 0;
             loop {
@@ -237,7 +237,7 @@ fn a_call_that_waited_meets_the_limit_of_now() {
         let second =
             scope.spawn(|| answer(&mut db.connect_as(&db.app(), A), "tenant_quota_try_consume('calls', 9)"));
         waiting(&mut db.admin(), 1);
-        db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 9)");
+        db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 9, mode => 'strict')");
         first.run("COMMIT");
         let answer = second.join().expect("an answer");
         assert_eq!(fields(&answer, &["allowed", "used", "quota_limit"]), json!([false, 1, 9]));

@@ -316,9 +316,9 @@ fn settle(resource: &str, behind: Behind) -> Result<i64> {
 
 /// What the gauge says, by tenant, with what this transaction has moved and not yet written.
 pub fn recorded(resource: &str, snapshot: Snapshot) -> Result<BTreeMap<TenantId, i64>> {
-    let literal = quote_literal(resource);
     let sql = format!(
-        "SELECT u.tenant_id, pg_catalog.sum(u.used)::pg_catalog.int8 FROM (            SELECT s.tenant_id, s.used FROM tenant_rls.usage AS s WHERE s.resource OPERATOR(pg_catalog.=) {literal}            UNION ALL            SELECT l.tenant_id, l.units FROM tenant_rls.ledger AS l WHERE l.resource OPERATOR(pg_catalog.=) {literal}) AS u          GROUP BY u.tenant_id"
+        "SELECT u.tenant_id, u.used FROM tenant_rls.units AS u WHERE u.resource OPERATOR(pg_catalog.=) {}",
+        quote_literal(resource)
     );
     let mut recorded = BTreeMap::new();
     as_owner(|| {

@@ -83,15 +83,17 @@ impl World {
                     (self.asked, self.extension) = (0, None);
                 }
             }
+            // An error ends the worker before its transaction has committed, if at all.
             Step::WorkerDies => {
-                // What it had not published is accounted for and lost.
+                if let Some((_, false)) = self.extension {
+                    self.extension = None;
+                }
+            }
+            Step::Crash => {
                 if let Some((units, true)) = self.extension {
                     self.stranded += units;
                 }
                 self.extension = None;
-            }
-            Step::Crash => {
-                self.step(&Step::WorkerDies);
                 let lost = self.granted - self.used;
                 // A second at that rate, or what somebody waits for.
                 assert!(lost <= RATE.max(MOST_UNITS));

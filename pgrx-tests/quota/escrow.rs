@@ -1,0 +1,440 @@
+//! Mode escrow: exact, and nobody waits.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+use serde_json::json;
+
+use super::concurrent::{CONNECTIONS, in_parallel, transaction, usage};
+use super::{VERDICT, fields};
+use crate::cluster::Cluster;
+use crate::harness::{A, B, Db, Session, answer, eventually, recorded};
+
+const INVARIANTS: &str = "SELECT count(*) FROM tenant_quota_invariants";
+
+/// A database whose plan free has 10 of counter `calls` and gauge `seats`, in the mode that is the default.
+fn limited() -> Db {
+    let db = super::limited();
+    db.admin().run("SELECT tenant_plan_limit_set('free', r, 10) FROM unnest(ARRAY['calls', 'seats']) AS r");
+    db
+}
+
+/// Such a database, and a session of its application for tenant A that waits for nobody.
+fn app() -> (Db, Client) {
+    let db = limited();
+    let client = session(&db);
+    (db, client)
+}
+
+fn session(db: &Db) -> Client {
+    let mut client = db.connect_as(&db.app(), A);
+    client.run("SET lock_timeout = '1ms'");
+    client
+}
+
+/// It is the default, and answers say so.
+#[test]
+fn is_the_default_when_preloaded() {
+    let (_db, mut app) = app();
+    for call in
+        ["tenant_quota_check('calls')", "tenant_quota_consume('calls')", "tenant_quota_consume('calls', 0)"]
+    {
+        assert_eq!(answer(&mut app, call)["mode"], "escrow", "{call}");
+    }
+    assert_eq!(app.one::<String>("SELECT mode FROM tenant_usage WHERE resource = 'calls'"), "escrow");
+}
+
+/// Random amounts, both functions, savepoints, aborts: what was committed is what is recorded, below the limit.
+#[test]
+fn random_transactions_add_up() {
+    let db = limited();
+    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 8000)");
+    let committed =
+        in_parallel(&db, CONNECTIONS, |client, random| (0..40).map(|_| transaction(client, random)).sum());
+    assert!(committed > 7800 && committed <= 8000, "{committed}: enough asks to come near the limit");
+    assert_eq!(usage(&db), committed);
+    assert_eq!(recorded(&mut db.admin(), A, "calls"), committed);
+    assert_eq!(db.admin().one::<i64>(INVARIANTS), 0);
+}
+
+/// Asked for one by one, with aborts between and denials that are tried again, exactly the limit is granted.
+#[test]
+fn single_units_reach_exactly_the_limit() {
+    for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
+        let db = limited();
+        db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 300)");
+        let committed = in_parallel(&db, CONNECTIONS, |client, random| {
+            let mut taken = 0;
+            loop {
+                client.run(&format!("BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class"));
+                let row = &client.rows("SELECT granted, reason FROM tenant_quota_try_consume('calls')")[0];
+                let (granted, reason): (i64, &str) = (row.get(0), row.get(1));
+                let abort = granted > 0 && random.below(5) == 0;
+                // Nobody else touches the rows of a transaction: 40001 would fail here.
+                client.run(if abort { "ROLLBACK" } else { "COMMIT" });
+                match reason {
+                    "limit" => return taken,
+                    "in_flight" => {}
+                    _ if !abort => taken += 1,
+                    _ => {}
+                }
+            }
+        });
+        assert_eq!((committed, usage(&db)), (300, 300), "{level}");
+    }
+}
+
+/// Calls on one key do not wait for open transactions, and what those may still take is not handed out.
+#[test]
+fn nobody_waits_for_an_open_transaction() {
+    let (db, mut first) = app();
+    first.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 9)");
+    let mut second = session(&db);
+    let granted = answer(&mut second, "tenant_quota_try_consume('calls')");
+    assert_eq!(fields(&granted, VERDICT), json!([true, 1, 10, 0, "ok"]));
+    let denied = answer(&mut second, "tenant_quota_try_consume('calls')");
+    assert_eq!(fields(&denied, VERDICT), json!([false, 0, 10, 0, "in_flight"]));
+    assert_eq!(denied["retry_after"], "00:00:00.1");
+    assert_eq!(second.fails("SELECT * FROM tenant_quota_consume('calls')"), "53400");
+    first.run("ROLLBACK");
+    let granted = answer(&mut second, "tenant_quota_try_consume('calls', 9)");
+    assert_eq!(fields(&granted, VERDICT), json!([true, 9, 10, 0, "ok"]));
+    let denied = answer(&mut second, "tenant_quota_try_consume('calls')");
+    assert_eq!(fields(&denied, VERDICT), json!([false, 0, 10, 0, "limit"]));
+}
+
+/// Units that a transaction gives back are taken again by itself, and by others only once it has committed.
+#[test]
+fn what_is_given_back_is_free_after_the_commit() {
+    let (db, mut first) = app();
+    first.run("SELECT * FROM tenant_quota_consume('seats', 10)");
+    first.run("BEGIN; SELECT * FROM tenant_quota_release('seats', 2)");
+    let mut second = session(&db);
+    let denied = answer(&mut second, "tenant_quota_try_consume('seats')");
+    assert_eq!(fields(&denied, VERDICT), json!([false, 0, 10, 0, "limit"]));
+    let own = answer(&mut first, "tenant_quota_try_consume('seats')");
+    assert_eq!(fields(&own, VERDICT), json!([true, 1, 9, 1, "ok"]));
+    first.run("COMMIT");
+    let granted = answer(&mut second, "tenant_quota_try_consume('seats')");
+    assert_eq!(fields(&granted, VERDICT), json!([true, 1, 10, 0, "ok"]));
+}
+
+/// Nobody gives back what another transaction may still not have taken.
+#[test]
+fn an_undecided_unit_cannot_be_given_back_by_another() {
+    let (db, mut first) = app();
+    first.run("BEGIN; SELECT * FROM tenant_quota_consume('seats', 3)");
+    let mut second = session(&db);
+    assert_eq!(
+        second.fails("SET statement_timeout = '200ms'; SELECT * FROM tenant_quota_release('seats', 1)"),
+        "57014"
+    );
+    first.run("ROLLBACK");
+    assert_eq!(second.fails("SELECT * FROM tenant_quota_release('seats', 1)"), "22023");
+    assert_eq!(db.admin().one::<i64>(INVARIANTS), 0);
+}
+
+/// Savepoints and exception blocks give back what was taken in them, and keep what was taken before.
+#[test]
+fn savepoints_give_back() {
+    let (db, mut app) = app();
+    app.run(
+        "BEGIN; SELECT * FROM tenant_quota_consume('seats', 4);
+         SAVEPOINT a; SELECT * FROM tenant_quota_consume('seats', 5);
+         SAVEPOINT b; SELECT * FROM tenant_quota_release('seats', 8); RELEASE b; ROLLBACK TO a;
+         DO $$ BEGIN PERFORM tenant_quota_consume('seats', 6); RAISE 'no'; EXCEPTION WHEN OTHERS THEN END $$;
+         SAVEPOINT c; SELECT * FROM tenant_quota_consume('seats', 1); RELEASE c",
+    );
+    let check = answer(&mut app, "tenant_quota_check('seats')");
+    assert_eq!(fields(&check, VERDICT), json!([true, 0, 5, 5, "ok"]));
+    app.run("COMMIT");
+    assert_eq!(recorded(&mut db.admin(), A, "seats"), 5);
+    assert_eq!(db.admin().one::<i64>(INVARIANTS), 0);
+}
+
+/// A denied call writes nothing; a granted one writes one row, when the transaction commits.
+#[test]
+fn writes_one_row_for_a_transaction_and_key() {
+    let (db, mut app) = app();
+    let assigned = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL";
+    app.run("BEGIN; SELECT * FROM tenant_quota_try_consume('calls', 11); SELECT * FROM tenant_quota_consume('calls', 3)");
+    assert!(!app.one::<bool>(assigned));
+    app.run("SELECT * FROM tenant_quota_consume('calls', 4); SELECT * FROM tenant_quota_consume('seats'); SELECT * FROM tenant_quota_release('seats')");
+    let mut admin = db.admin();
+    admin.run("BEGIN; LOCK TABLE tenant_rls.ledger IN SHARE MODE NOWAIT; ROLLBACK");
+    app.run("COMMIT");
+    assert_eq!(recorded(&mut admin, A, "calls"), 7);
+    assert_eq!(recorded(&mut admin, A, "seats"), 0);
+}
+
+/// What cannot be done in this mode is refused, and changes nothing.
+#[test]
+fn refuses_what_it_cannot_do() {
+    let (db, mut app) = app();
+    let prepare =
+        "BEGIN; SELECT * FROM tenant_quota_consume('calls', 4); PREPARE TRANSACTION 'tenant_rls_escrow'";
+    assert_eq!(app.fails(prepare), "0A000");
+    app.run("ROLLBACK");
+    assert_eq!(app.fails("BEGIN READ ONLY; SELECT * FROM tenant_quota_consume('calls')"), "25006");
+    app.run("ROLLBACK");
+    assert_eq!(recorded(&mut db.admin(), A, "calls"), 0);
+    app.run("SELECT * FROM tenant_quota_consume('calls', 10)");
+}
+
+/// A session that ends in the middle of a transaction gives back what it has taken.
+#[test]
+fn a_session_that_goes_gives_back() {
+    let (db, mut app) = app();
+    app.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 10)");
+    drop(app);
+    let mut next = session(&db);
+    eventually(&mut next, "SELECT allowed FROM tenant_quota_check('calls', 10)");
+    next.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 10)");
+    let pid: i32 = next.one("SELECT pg_backend_pid()");
+    db.admin().run(&format!("SELECT pg_terminate_backend({pid})"));
+    eventually(&mut session(&db), "SELECT allowed FROM tenant_quota_check('calls', 10)");
+}
+
+/// Units that are changed by SQL on our tables hold from the next call on.
+#[test]
+fn units_changed_by_hand_are_looked_up_again() {
+    let (db, mut app) = app();
+    let mut admin = db.admin();
+    app.run("SELECT * FROM tenant_quota_consume('calls', 10)");
+    admin.run("DELETE FROM tenant_rls.usage; DELETE FROM tenant_rls.ledger");
+    let granted = answer(&mut app, "tenant_quota_try_consume('calls', 4)");
+    assert_eq!(fields(&granted, VERDICT), json!([true, 4, 4, 6, "ok"]));
+    admin.run(&format!(
+        "BEGIN; INSERT INTO tenant_rls.ledger VALUES ('{A}', 'calls', '-infinity', 'infinity', 5)"
+    ));
+    assert_eq!(app.one::<i64>("SELECT used FROM tenant_quota_check('calls')"), 4);
+    admin.run("COMMIT");
+    assert_eq!(app.one::<i64>("SELECT used FROM tenant_quota_consume('calls')"), 10);
+    assert_eq!(admin.one::<i64>(INVARIANTS), 0);
+}
+
+/// The invariants find a key that shared memory counts in another way than the tables.
+#[test]
+fn invariants_see_a_difference() {
+    let (db, mut app) = app();
+    let mut admin = db.admin();
+    app.run("SELECT * FROM tenant_quota_consume('calls', 3)");
+    eventually(&mut admin, "SELECT EXISTS (SELECT FROM tenant_rls.usage)");
+    admin.run(
+        "BEGIN; ALTER TABLE tenant_rls.usage DISABLE TRIGGER units_changed; UPDATE tenant_rls.usage SET used = 2;
+         ALTER TABLE tenant_rls.usage ENABLE ALWAYS TRIGGER units_changed; COMMIT",
+    );
+    let found =
+        &admin.rows("SELECT tenant::text, resource, expected, actual FROM tenant_quota_invariants")[0];
+    let found: (String, String, i64, i64) = (found.get(0), found.get(1), found.get(2), found.get(3));
+    assert_eq!(found, (A.to_string(), "calls".to_string(), 2, 3));
+}
+
+/// The invariants find nothing while traffic runs.
+#[test]
+fn invariants_are_empty_under_traffic() {
+    let db = limited();
+    db.admin()
+        .run("SELECT tenant_plan_limit_set('free', r, 1000000) FROM unnest(ARRAY['calls', 'seats']) AS r");
+    let until = Instant::now() + Duration::from_secs(4);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            in_parallel(&db, 6, |client, random| {
+                while Instant::now() < until {
+                    transaction(client, random);
+                    client.run("SELECT * FROM tenant_quota_consume('seats', 2); SELECT * FROM tenant_quota_release('seats', 2)");
+                }
+                0
+            })
+        });
+        let mut admin = db.admin();
+        while Instant::now() < until {
+            let found: Option<String> =
+                admin.one("SELECT string_agg(finding || ' ' || expected || ' ' || actual, ', ') FROM tenant_quota_invariants");
+            assert_eq!(found, None);
+        }
+        writer.join().expect("a writer that ends well");
+    });
+    assert_eq!(recorded(&mut db.admin(), A, "seats"), 0);
+}
+
+/// A limit that is changed to another mode and back, while traffic runs: exactly the limit, nothing lost.
+#[test]
+fn modes_change_under_traffic() {
+    let db = limited();
+    db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 3000)");
+    let until = Instant::now() + Duration::from_secs(60);
+    let committed = thread::scope(|scope| {
+        let switch = scope.spawn(|| {
+            let mut admin = db.admin();
+            let mut modes = ["strict", "escrow", "leased", "strict", "leased", "escrow"].into_iter().cycle();
+            while admin.one::<i64>("SELECT coalesce(sum(used), 0)::bigint FROM tenant_rls.units") < 3000
+                && Instant::now() < until
+            {
+                let mode = modes.next().unwrap_or_default();
+                admin.run(&format!("SELECT tenant_plan_limit_set('free', 'calls', 3000, mode => '{mode}')"));
+                thread::sleep(Duration::from_millis(150));
+            }
+        });
+        let committed = in_parallel(&db, 8, |client, _| {
+            let mut taken = 0;
+            while Instant::now() < until {
+                let row = &client.rows("SELECT granted, reason FROM tenant_quota_try_consume('calls')")[0];
+                taken += row.get::<_, i64>(0);
+                if row.get::<_, &str>(1) == "limit" {
+                    break;
+                }
+            }
+            taken
+        });
+        switch.join().expect("a switch that ends well");
+        committed
+    });
+    assert_eq!(committed, 3000);
+    let mut admin = db.admin();
+    eventually(&mut admin, "SELECT coalesce(sum(used), 0) = 3000 FROM tenant_rls.units");
+    assert_eq!(admin.one::<i64>(INVARIANTS), 0);
+}
+
+/// The modes that a transaction has met go on in it: it ends in the one that it has begun in.
+#[test]
+fn a_transaction_keeps_its_mode() {
+    let (db, mut app) = app();
+    let mut admin = db.admin();
+    app.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 4)");
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 10, mode => 'strict')");
+    assert_eq!(answer(&mut app, "tenant_quota_consume('calls', 4)")["mode"], "escrow");
+    app.run("COMMIT");
+    eventually(&mut admin, "SELECT NOT EXISTS (SELECT FROM tenant_rls.ledger)");
+    app.run("BEGIN");
+    eventually(&mut app, "SELECT mode = 'strict' FROM tenant_quota_check('calls')");
+    let granted = answer(&mut app, "tenant_quota_consume('calls', 1)");
+    assert_eq!((&granted["used"], &granted["mode"]), (&json!(9), &json!("strict")));
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 10, mode => 'escrow')");
+    app.run("SELECT * FROM tenant_quota_consume('calls', 1)");
+    assert_eq!(app.fails("SELECT * FROM tenant_quota_consume('calls', 1)"), "53400");
+    app.run("ROLLBACK");
+    let granted = answer(&mut app, "tenant_quota_consume('calls', 2)");
+    assert_eq!((&granted["used"], &granted["mode"]), (&json!(10), &json!("escrow")));
+}
+
+/// A plan, a limit, a suspension: what is committed holds for the next call, in a transaction that has used the key.
+#[test]
+fn changes_hold_from_the_next_call() {
+    let (db, mut app) = app();
+    let mut admin = db.admin();
+    app.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 5)");
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 5)");
+    assert_eq!(answer(&mut app, "tenant_quota_try_consume('calls')")["reason"], "limit");
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 6)");
+    assert_eq!(answer(&mut app, "tenant_quota_try_consume('calls')")["allowed"], true);
+    admin.run(&format!("SELECT tenant_suspend('{A}')"));
+    assert_eq!(app.fails("SELECT * FROM tenant_quota_consume('calls')"), "55000");
+}
+
+/// Installed again in the same database, the extension starts at zero.
+#[test]
+fn a_new_installation_starts_at_zero() {
+    let (db, mut app) = app();
+    app.run("SELECT * FROM tenant_quota_consume('calls', 10)");
+    drop(app);
+    let mut admin = db.admin();
+    admin.run("DROP EXTENSION tenant_rls; CREATE EXTENSION tenant_rls");
+    admin.run(&format!(
+        "SELECT tenant_resource_define('calls', 'counter', 'call', 'none'); SELECT tenant_plan_limit_set('free', 'calls', 10);
+         SELECT tenant_create('{A}'); SELECT tenant_grant('{}')",
+        db.app()
+    ));
+    session(&db).run("SELECT * FROM tenant_quota_consume('calls', 10)");
+}
+
+/// A crash loses nothing that was committed, and keeps nothing that was not.
+#[test]
+fn a_crash_loses_nothing() {
+    let cluster = Cluster::start(&[
+        "shared_preload_libraries = 'tenant_rls'",
+        "fsync = on",
+        "max_worker_processes = 16",
+    ]);
+    let mut admin = cluster.connect("postgres", "postgres");
+    admin.run(&format!(
+        "CREATE EXTENSION tenant_rls; SELECT tenant_create('{A}'), tenant_create('{B}');
+         SET client_min_messages = error; SET app.current_tenant = '{A}'; SELECT * FROM tenant_quota_consume('api_requests', 5)"
+    ));
+    for round in 1..4i64 {
+        let mut open = cluster.connect("postgres", "postgres");
+        open.run(&format!(
+            "SET client_min_messages = error; SET app.current_tenant = '{A}';
+             BEGIN; SELECT * FROM tenant_quota_consume('api_requests', 1000)"
+        ));
+        admin.run("SELECT * FROM tenant_quota_consume('api_requests', 2)");
+        cluster.crash();
+        cluster.up();
+        admin = cluster.connect("postgres", "postgres");
+        admin.run(&format!("SET client_min_messages = error; SET app.current_tenant = '{A}'"));
+        assert_eq!(recorded(&mut admin, A, "api_requests"), 5 + 2 * round);
+        let used: i64 = admin.one("SELECT used FROM tenant_usage WHERE resource = 'api_requests'");
+        assert_eq!(used, 5 + 2 * round);
+        let left = 9995 - 2 * round;
+        assert_eq!(
+            admin.fails(&format!("SELECT * FROM tenant_quota_consume('api_requests', {left} + 1)")),
+            "53400"
+        );
+        admin.run(&format!("BEGIN; SELECT * FROM tenant_quota_consume('api_requests', {left}); ROLLBACK"));
+    }
+}
+
+/// What a preloaded server has left in the ledger counts in one that is not, and the other way round.
+#[test]
+fn without_preload_the_ledger_counts() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'tenant_rls'"]);
+    let act = |client: &mut Client, amount: i64| -> (i64, String) {
+        client.run(&format!("SET client_min_messages = error; SET app.current_tenant = '{A}'"));
+        let row = &client
+            .rows(&format!("SELECT used, mode FROM tenant_quota_consume('api_requests', {amount})"))[0];
+        (row.get(0), row.get(1))
+    };
+    let mut client = cluster.connect("postgres", "postgres");
+    client.run(&format!("CREATE EXTENSION tenant_rls; SELECT tenant_create('{A}')"));
+    // No worker folds this row.
+    client.run("ALTER DATABASE postgres ALLOW_CONNECTIONS true");
+    assert_eq!(act(&mut client, 7), (7, "escrow".into()));
+    cluster.crash();
+    cluster.set("shared_preload_libraries = ''");
+    cluster.up();
+    assert_eq!(act(&mut cluster.connect("postgres", "postgres"), 2), (9, "strict".into()));
+    cluster.down();
+    cluster.set("shared_preload_libraries = 'tenant_rls'");
+    cluster.up();
+    assert_eq!(act(&mut cluster.connect("postgres", "postgres"), 1), (10, "escrow".into()));
+}
+
+/// More keys than there is room for: those that nobody uses make room, and with none to go the key is strict.
+#[test]
+fn a_full_table_is_no_limit() {
+    let cluster =
+        Cluster::start(&["shared_preload_libraries = 'tenant_rls'", "tenant_rls.quota_keys = 1024"]);
+    let mut admin = cluster.connect("postgres", "postgres");
+    admin.run(
+        "CREATE EXTENSION tenant_rls; SET client_min_messages = error;
+         SELECT tenant_create(gen_random_uuid(), tenant_key => k) FROM generate_series(1, 3000) AS k",
+    );
+    let sweep = "DO $$ BEGIN FOR k IN 1 .. 3000 LOOP PERFORM set_tenant_key(k); PERFORM tenant_quota_consume('api_requests', k); END LOOP; END $$";
+    admin.run(sweep);
+    let mode = "SELECT mode FROM tenant_quota_consume('api_requests', 0)";
+    admin.run("BEGIN; SELECT set_tenant_key(3000)");
+    assert_eq!(admin.one::<String>(mode), "strict");
+    admin.run("ROLLBACK");
+    // A worker has folded, so entries can go.
+    eventually(&mut admin, "SELECT NOT EXISTS (SELECT FROM tenant_rls.ledger)");
+    for _ in 0..2 {
+        for chunk in 0..6 {
+            let (from, to) = (chunk * 500 + 1, (chunk + 1) * 500);
+            admin.run(&sweep.replace("1 .. 3000", &format!("{from} .. {to}")));
+            eventually(&mut admin, "SELECT NOT EXISTS (SELECT FROM tenant_rls.ledger)");
+        }
+    }
+    assert_eq!(admin.one::<i64>("SELECT sum(used)::bigint FROM tenant_rls.units"), 3 * 3000 * 3001 / 2);
+    assert_eq!(admin.one::<i64>(INVARIANTS), 0);
+}

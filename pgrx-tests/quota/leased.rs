@@ -1,0 +1,185 @@
+//! Mode leased: no write for a call, never above the limit, a crash strands a chunk at most.
+
+use std::time::Duration;
+
+use postgres::Client;
+use serde_json::json;
+
+use super::concurrent::{CONNECTIONS, in_parallel, usage};
+use super::{VERDICT, fields};
+use crate::cluster::Cluster;
+use crate::harness::{A, Db, Session, answer, eventually, recorded};
+
+/// A database whose plan free has that many of counter `calls`, leased.
+fn leased(limit: i64) -> Db {
+    let db = super::limited();
+    let mut admin = db.admin();
+    admin.run(&format!("SELECT tenant_plan_limit_set('free', 'calls', {limit}, mode => 'leased')"));
+    // Tests run side by side, and the worker has to come first.
+    admin.run(&format!("ALTER DATABASE {} SET tenant_rls.lease_timeout = '2min'", db.name()));
+    db
+}
+
+/// Sixteen sessions get exactly the limit, and nothing is written for most calls.
+#[test]
+fn single_units_reach_exactly_the_limit() {
+    let db = leased(20_000);
+    let taken = in_parallel(&db, CONNECTIONS, |client, _| {
+        let mut taken = 0;
+        loop {
+            let granted: i64 = client.one("SELECT sum(granted)::bigint FROM generate_series(1, 50), tenant_quota_try_consume('calls', generate_series * 0 + 1)");
+            taken += granted;
+            if granted < 50
+                && client.one::<String>("SELECT reason FROM tenant_quota_try_consume('calls', 100000)")
+                    == "amount_exceeds_limit"
+                && !client.one::<bool>("SELECT allowed FROM tenant_quota_check('calls')")
+            {
+                return taken;
+            }
+        }
+    });
+    assert_eq!((taken, usage(&db)), (20_000, 20_000));
+    let mut admin = db.admin();
+    assert_eq!(recorded(&mut admin, A, "calls"), 20_000);
+    let moved: i64 = admin.one("SELECT leases_moved FROM tenant_worker_status()");
+    assert!(moved < 2_000, "{moved} extensions for 20 000 calls");
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM tenant_quota_invariants"), 0);
+}
+
+/// Answers say the mode; a rollback keeps the units; no transaction id is taken.
+#[test]
+fn a_rollback_keeps_the_units() {
+    let db = leased(100);
+    let mut app = db.connect_as(&db.app(), A);
+    app.run("BEGIN");
+    let granted = answer(&mut app, "tenant_quota_consume('calls', 30)");
+    assert_eq!(fields(&granted, VERDICT), json!([true, 30, 30, 70, "ok"]));
+    assert_eq!(granted["mode"], "leased");
+    assert!(!app.one::<bool>("SELECT pg_current_xact_id_if_assigned() IS NOT NULL"));
+    app.run("ROLLBACK");
+    assert_eq!(usage(&db), 30);
+    assert_eq!(app.fails("SELECT * FROM tenant_quota_consume('calls', 71)"), "53400");
+    app.run("SELECT * FROM tenant_quota_consume('calls', 70)");
+}
+
+/// A limit that is lowered holds at once, also for units that are accounted for already.
+#[test]
+fn a_lowered_limit_holds_at_once() {
+    let db = leased(1_000_000);
+    let mut app = db.connect_as(&db.app(), A);
+    app.run("SELECT count(*) FROM generate_series(1, 2000) AS i, tenant_quota_consume('calls', 1 + i * 0)");
+    let mut admin = db.admin();
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 2001, mode => 'leased')");
+    app.run("SELECT * FROM tenant_quota_consume('calls')");
+    assert_eq!(answer(&mut app, "tenant_quota_try_consume('calls')")["reason"], "limit");
+}
+
+/// All or nothing: what consume_many has leased before it is denied goes back.
+#[test]
+fn consume_many_is_all_or_nothing() {
+    let db = leased(100);
+    let mut app = db.connect_as(&db.app(), A);
+    app.run("SELECT * FROM tenant_quota_consume('calls', 1)");
+    assert_eq!(app.fails(r#"SELECT * FROM tenant_quota_consume_many('{"calls": 5, "seats": 11}')"#), "53400");
+    assert_eq!(usage(&db), 1);
+    app.run(r#"SELECT * FROM tenant_quota_consume_many('{"calls": 5, "seats": 10}')"#);
+    assert_eq!(usage(&db), 6);
+}
+
+/// Without a worker a call waits for the timeout and is denied.
+#[test]
+fn without_a_worker_calls_are_denied() {
+    let db = leased(100);
+    let mut app = db.connect_as(&db.app(), A);
+    let mut admin = db.admin();
+    eventually(
+        &mut admin,
+        "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND backend_type LIKE 'tenant_rls%'",
+    );
+    admin.run(&format!("ALTER DATABASE {0} ALLOW_CONNECTIONS false", db.name()));
+    admin.run("SET tenant_rls.lease_timeout = '300ms'; SET client_min_messages = error");
+    admin.run(&format!("SET app.current_tenant = '{A}'"));
+    let denied = answer(&mut admin, "tenant_quota_try_consume('calls')");
+    assert_eq!(fields(&denied, VERDICT), json!([false, 0, 0, 100, "in_flight"]));
+    admin.run(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", db.name()));
+    app.run("SELECT * FROM tenant_quota_consume('calls')");
+}
+
+/// A limit that is to be counted in another way gives back what is not used.
+#[test]
+fn another_mode_gives_back_what_is_unused() {
+    let db = leased(1_000_000);
+    let mut app = db.connect_as(&db.app(), A);
+    app.run("SELECT count(*) FROM generate_series(1, 3000) AS i, tenant_quota_consume('calls', 1 + i * 0)");
+    let mut admin = db.admin();
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 1000000, mode => 'escrow')");
+    eventually(&mut app, "SELECT mode = 'escrow' FROM tenant_quota_check('calls')");
+    assert_eq!(recorded(&mut admin, A, "calls"), 3000);
+    assert_eq!(usage(&db), 3000);
+}
+
+/// A leased counter, acted for by a superuser.
+fn cluster() -> (Cluster, Client) {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'tenant_rls'"]);
+    let mut client = cluster.connect("postgres", "postgres");
+    client.run(&format!(
+        "CREATE EXTENSION tenant_rls; SELECT tenant_create('{A}');
+         SELECT tenant_plan_limit_set('free', 'api_requests', 1000000, mode => 'leased')"
+    ));
+    let client = act(&cluster);
+    (cluster, client)
+}
+
+fn act(cluster: &Cluster) -> Client {
+    let mut client = cluster.connect("postgres", "postgres");
+    client.run(&format!(
+        "SET client_min_messages = error; SET tenant_rls.lease_timeout = '2min'; SET app.current_tenant = '{A}'"
+    ));
+    client
+}
+
+const USE: &str =
+    "SELECT count(*) FROM generate_series(1, 5000) AS i, tenant_quota_consume('api_requests', 1 + i * 0)";
+
+/// A clean stop gives back what was not used.
+#[test]
+fn a_clean_stop_strands_nothing() {
+    let (cluster, mut client) = cluster();
+    client.run(USE);
+    drop(client);
+    cluster.down();
+    cluster.up();
+    let mut client = act(&cluster);
+    assert_eq!(recorded(&mut client, A, "api_requests"), 5000);
+    assert_eq!(client.one::<i64>("SELECT used FROM tenant_quota_consume('api_requests')"), 5001);
+}
+
+/// A crash keeps every unit that was acknowledged, and strands the last chunk at most, which a view shows.
+#[test]
+fn a_crash_strands_a_chunk_at_most() {
+    let (cluster, mut client) = cluster();
+    client.run(USE);
+    let at_stake: i64 = client.one("SELECT at_stake FROM tenant_leases");
+    cluster.crash();
+    cluster.up();
+    let mut client = act(&cluster);
+    let recorded = recorded(&mut client, A, "api_requests");
+    assert!((5000..=5000 + at_stake).contains(&recorded), "{recorded} of 5000 with {at_stake} at stake");
+    eventually(&mut client, "SELECT at_stake = 0 FROM tenant_leases");
+    assert_eq!(client.one::<i64>("SELECT stranded FROM tenant_leases"), at_stake);
+    assert_eq!(client.one::<i64>("SELECT used FROM tenant_quota_check('api_requests')"), recorded);
+}
+
+/// Nobody drops a database in vain for a worker of ours, and a dropped extension ends its work.
+#[test]
+fn workers_stand_in_nobodys_way() {
+    let db = leased(1000);
+    let mut app = db.connect_as(&db.app(), A);
+    app.run("SELECT * FROM tenant_quota_consume('calls')");
+    let mut admin = db.admin();
+    admin.run("DROP EXTENSION tenant_rls CASCADE");
+    std::thread::sleep(Duration::from_millis(1500));
+    admin.run("CREATE EXTENSION tenant_rls");
+    drop((app, admin));
+    Db::new().admin().run(&format!("DROP DATABASE {}", db.name()));
+}
