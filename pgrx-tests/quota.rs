@@ -460,7 +460,7 @@ fn an_override_wins_over_the_plan() {
 fn an_override_can_be_unset() {
     let (db, mut app) = app();
     let mut admin = db.admin();
-    admin.run(&format!("SELECT tenant_quota_set('{A}', 'calls', NULL, unlimited => true, mode => 'strict')"));
+    admin.run(&format!("SELECT tenant_quota_set('{A}', 'calls', NULL, unlimited => true)"));
     let checked = answer(&mut app, "tenant_quota_check('calls')");
     assert_eq!(
         fields(&checked, &["quota_limit", "source", "reason"]),

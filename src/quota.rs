@@ -74,6 +74,8 @@ pub struct Key {
     pub limit: Limit,
     /// Where it comes from.
     pub source: Source,
+    /// The mode that has counted it in this call.
+    counted_by: Option<&'static str>,
     gives: bool,
 }
 
@@ -97,7 +99,7 @@ impl Key {
         let now = period::from_postgres(clock::now());
         let window = quota.window(&tenant, now);
         let (limit, source) = quota.limit(now);
-        Key { tenant, quota, now, window, limit, source, gives }
+        Key { tenant, quota, now, window, limit, source, counted_by: None, gives }
     }
 
     /// The same key, as it is now.
@@ -108,6 +110,11 @@ impl Key {
         let resource = self.quota.resource.name.clone();
         *self = if self.gives { Key::to_give(tenant, &resource)? } else { Key::of(tenant, &resource)? };
         Ok(())
+    }
+
+    /// The name of the mode that has counted it, or would.
+    fn mode_name(&self) -> &'static str {
+        self.counted_by.unwrap_or_else(|| mode_of(self).name())
     }
 
     fn decide(&self, used: i64, amount: i64) -> Verdict {
@@ -311,7 +318,7 @@ sql_function!(
         };
         let mut verdict = key.decide(used, 0);
         verdict.granted = amount;
-        Ok(composite(fcinfo, &Answer { key: &key, verdict, used, mode: mode.name() }))
+        Ok(composite(fcinfo, &Answer { key: &key, verdict, used, mode: key.mode_name() }))
     }
 );
 
@@ -333,11 +340,10 @@ sql_function!(
         let mut rows = Rows::start(fcinfo);
         for (key, amount) in &mut keys {
             let (verdict, used) = consume_or_raise(key, *amount)?;
-            let mode = mode_of(key);
-            if !mode.is_transactional() {
+            if key.mode_name() == lease::Lease.name() {
                 leased.0.extend(escrow::name_of(key).zip(Some(*amount)));
             }
-            rows.push(&Answer { key, verdict, used, mode: mode.name() });
+            rows.push(&Answer { key, verdict, used, mode: key.mode_name() });
         }
         leased.keep();
         Ok(pg_sys::Datum::null())
@@ -373,7 +379,7 @@ unsafe fn one(
         let amount = checked_amount(argument(fcinfo, 1))?;
         no_idempotency_key(argument(fcinfo, 2))?;
         let (verdict, used) = take(&mut key, amount)?;
-        Ok(composite(fcinfo, &Answer { key: &key, verdict, used, mode: mode_of(&key).name() }))
+        Ok(composite(fcinfo, &Answer { key: &key, verdict, used, mode: key.mode_name() }))
     }
 }
 

@@ -214,7 +214,7 @@ fn work(database: &'static Database) {
     }
     if BackgroundWorker::sigterm_received() {
         // The server stops: what is not used goes back.
-        extend(database, lease::to_end(true));
+        while extend(database, lease::to_end(true).0) > 0 {}
     }
 }
 
@@ -236,7 +236,9 @@ fn extend(database: &Database, asks: Vec<shmem::Key>) -> usize {
 /// What is done once a second. How much there was to do.
 fn round(database: &Database) -> usize {
     database.busy.store(false, Ordering::SeqCst);
-    let mut did = extend(database, lease::to_end(false));
+    let (keys, leases) = lease::to_end(false);
+    // Whoever holds a lease gives it back before it goes.
+    let mut did = extend(database, keys) + leases;
     loop {
         let folded = in_transaction(ledger::fold);
         ledger::settle(&folded);

@@ -92,16 +92,17 @@ fn without_a_worker_calls_are_denied() {
     let db = leased(100);
     let mut app = db.connect_as(&db.app(), A);
     let mut admin = db.admin();
+    let mut other = Db::without_extension().admin();
     eventually(
         &mut admin,
         "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND backend_type LIKE 'tenant_rls%'",
     );
-    admin.run(&format!("ALTER DATABASE {0} ALLOW_CONNECTIONS false", db.name()));
+    other.run(&format!("ALTER DATABASE {0} ALLOW_CONNECTIONS false", db.name()));
     admin.run("SET tenant_rls.lease_timeout = '300ms'; SET client_min_messages = error");
     admin.run(&format!("SET app.current_tenant = '{A}'"));
     let denied = answer(&mut admin, "tenant_quota_try_consume('calls')");
     assert_eq!(fields(&denied, VERDICT), json!([false, 0, 0, 100, "in_flight"]));
-    admin.run(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", db.name()));
+    other.run(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", db.name()));
     app.run("SELECT * FROM tenant_quota_consume('calls')");
 }
 

@@ -78,14 +78,20 @@ impl Mode for Escrow {
 
     fn take(&self, key: &mut Key, units: i64) -> Result<(Verdict, i64)> {
         match position(key)? {
-            Some(at) => Ok(take_at(at, key, units)),
+            Some(at) => {
+                key.counted_by = Some(self.name());
+                Ok(take_at(at, key, units))
+            }
             None => strict::Strict.take(key, units),
         }
     }
 
     fn give(&self, key: &mut Key, units: i64) -> Result<i64> {
         match position(key)? {
-            Some(at) => give_at(at, key, units),
+            Some(at) => {
+                key.counted_by = Some(self.name());
+                give_at(at, key, units)
+            }
             None => strict::Strict.give(key, units),
         }
     }

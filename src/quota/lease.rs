@@ -24,8 +24,9 @@ use crate::registry;
 use crate::shmem::{self, Entry, Kind};
 use crate::{clock, gucs};
 
-/// A lease that nobody has used for that long is given back, in microseconds.
-const IDLE: i64 = 60_000_000;
+/// A lease that nobody has used for that long is given back, in microseconds: a worker stays for as long as there are any,
+/// and is not to stand in the way of who drops the database.
+const IDLE: i64 = 1_500_000;
 
 /// Mode leased.
 pub struct Lease;
@@ -60,9 +61,13 @@ impl Mode for Lease {
         let mut waiting = false;
         let answer = loop {
             match shmem::look(&name, |entry| attempt(entry, key, units)) {
-                Some(Attempt::Settled(verdict, used)) => break Ok((verdict, used)),
+                Some(Attempt::Settled(verdict, used)) => {
+                    key.counted_by = Some(self.name());
+                    break Ok((verdict, used));
+                }
                 Some(Attempt::Low(verdict, used)) => {
                     database.ask(&name);
+                    key.counted_by = Some(self.name());
                     break Ok((verdict, used));
                 }
                 Some(Attempt::Short) => {
@@ -370,11 +375,13 @@ pub fn note_stranded() -> Result<()> {
     })
 }
 
-/// The leases of this database that should be looked at without being asked for.
-pub fn to_end(everything: bool) -> Vec<shmem::Key> {
+/// Leases of this database that should be looked at without being asked for, a thousand at most, and how many there are.
+pub fn to_end(everything: bool) -> (Vec<shmem::Key>, usize) {
     let now = clock::now();
     let mut keys = Vec::with_capacity(1024);
+    let mut leases = 0;
     shmem::each(|entry| {
+        leases += usize::from(entry.kind() == Kind::Leased);
         let idle = now - entry.called_at.load(SeqCst) > IDLE || entry.resets_at.load(SeqCst) <= now;
         if entry.kind() == Kind::Leased && keys.len() < keys.capacity() {
             if everything {
@@ -385,7 +392,7 @@ pub fn to_end(everything: bool) -> Vec<shmem::Key> {
             }
         }
     });
-    keys
+    (keys, leases)
 }
 
 #[cfg(test)]

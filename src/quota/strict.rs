@@ -70,6 +70,7 @@ impl Mode for Strict {
             lock.release();
             return Escrow.take(key, amount);
         }
+        key.counted_by = Some(self.name());
         let (verdict, used) = self.take_locked(key, amount)?;
         if verdict.granted == 0 {
             lock.release();
@@ -85,6 +86,7 @@ impl Mode for Strict {
             lock.release();
             return Escrow.give(key, amount);
         }
+        key.counted_by = Some(self.name());
         let mut fits = false;
         let used = change(key, |_, used| {
             fits = used >= amount;
