@@ -167,6 +167,7 @@ function tenant_rls.restore_ends()
 function tenant_rls.same_acl(text[],text[])
 function tenant_rls.sees_all()
 function tenant_rls.storage_of(uuid)
+function tenant_rls.units_changed()
 function tenant_rls.usage_of(uuid)
 function tenant_route(uuid)
 function tenant_route_set(uuid,text)
@@ -179,6 +180,7 @@ function tenant_signing_key_set(text,text,bytea,timestamp with time zone,timesta
 function tenant_suspend(uuid,text)
 function tenant_unfence(uuid)
 function tenant_unprotect(regclass)
+function tenant_worker_status()
 procedure tenant_purge(uuid,integer)
 schema tenant_rls
 sequence tenant_rls.changes_change_id_seq
@@ -194,6 +196,8 @@ table tenant_rls.deployments
 table tenant_rls.feature_values
 table tenant_rls.features
 table tenant_rls.grants
+table tenant_rls.leases
+table tenant_rls.ledger
 table tenant_rls.lockdowns
 table tenant_rls.operators
 table tenant_rls.overrides
@@ -214,8 +218,10 @@ type tenant_feature_result
 type tenant_quota_result
 type tenant_route_result
 view tenant_cache_usage
+view tenant_leases
 view tenant_quota_invariants
 view tenant_releases
+view tenant_rls.units
 view tenant_storage
 view tenant_tables
 view tenant_usage
@@ -270,6 +276,7 @@ EXECUTE tenant_quota_release(text,bigint)
 EXECUTE tenant_quota_try_consume(text,bigint,text)
 EXECUTE tenant_route(uuid)
 EXECUTE tenant_setting(text,jsonb)
+SELECT tenant_leases
 SELECT tenant_storage
 SELECT tenant_usage
 SELECT tenant_usage_history
@@ -311,7 +318,9 @@ EXECUTE tenant_setting_set(text,jsonb,text,uuid,text)
 EXECUTE tenant_setting_unset(text,text,uuid,text)
 EXECUTE tenant_suspend(uuid,text)
 EXECUTE tenant_unfence(uuid)
+EXECUTE tenant_worker_status()
 SELECT tenant_cache_usage
+SELECT tenant_leases
 SELECT tenant_quota_invariants
 SELECT tenant_releases
 SELECT tenant_storage
@@ -402,7 +411,7 @@ fn default_privileges_do_not_open_the_extension() {
 fn readers_of_statistics_may_read_usage() {
     assert_eq!(
         privileges(&mut Db::new().admin(), "'pg_read_all_stats'::regrole"),
-        "\nSELECT tenant_quota_invariants\nSELECT tenant_storage\nSELECT tenant_usage\nSELECT tenant_usage_history\n"
+        "\nEXECUTE tenant_worker_status()\nSELECT tenant_leases\nSELECT tenant_quota_invariants\nSELECT tenant_storage\nSELECT tenant_usage\nSELECT tenant_usage_history\n"
     );
 }
 

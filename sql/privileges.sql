@@ -87,4 +87,6 @@ GRANT EXECUTE ON FUNCTION @extschema@.tenant_gauge_changed() TO PUBLIC;
 GRANT SELECT ON @extschema@.tenant_usage TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_usage_history TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_storage TO pg_read_all_stats;
+GRANT SELECT ON @extschema@.tenant_leases TO pg_read_all_stats;
+GRANT EXECUTE ON FUNCTION @extschema@.tenant_worker_status() TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_quota_invariants TO pg_read_all_stats;

@@ -34,7 +34,8 @@ pub const APPLICATION_FUNCTIONS: &[&str] = &[
 ];
 
 /// What an application reads. `tenant_grant` gives SELECT on these.
-pub const APPLICATION_VIEWS: &[&str] = &["tenant_usage", "tenant_usage_history", "tenant_storage"];
+pub const APPLICATION_VIEWS: &[&str] =
+    &["tenant_usage", "tenant_usage_history", "tenant_storage", "tenant_leases"];
 
 /// What runs the registry. `tenant_grant_operator` gives EXECUTE on these.
 pub const OPERATOR_FUNCTIONS: &[&str] = &[
@@ -72,6 +73,7 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
     "tenant_release(text, text, numeric, text, uuid[])",
     "tenant_release_promote(bigint)",
     "tenant_release_rollback(bigint)",
+    "tenant_worker_status()",
 ];
 
 /// What an operator reads.
@@ -79,6 +81,7 @@ pub const OPERATOR_VIEWS: &[&str] = &[
     "tenant_usage",
     "tenant_usage_history",
     "tenant_storage",
+    "tenant_leases",
     "tenant_tables",
     "tenant_quota_invariants",
     "tenant_releases",
