@@ -56,6 +56,7 @@ use rights::Grant;
 pub use rights::{Rights, Ways, admit, may_act, rights, role_name};
 use scan::{Key, scan};
 pub use tables::{any_protected, is_protected, known_protected, policies_hold};
+pub use units::Holds;
 
 /// A tenant, as far as every call needs it.
 pub struct Tenant {

@@ -9,10 +9,10 @@ use super::{VERDICT, fields, limited};
 use crate::harness::{A, Db, Session, answer, recorded, waiting};
 
 /// Connections at once.
-const CONNECTIONS: u64 = 16;
+pub const CONNECTIONS: u64 = 16;
 
 /// Numbers that differ from thread to thread and are the same in every run.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     fn of(thread: u64) -> Random {
@@ -20,7 +20,7 @@ impl Random {
     }
 
     /// A number below `bound`.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -29,7 +29,7 @@ impl Random {
 }
 
 /// Runs `work` in that many connections of the application, for tenant A, and adds up what they return.
-fn in_parallel(db: &Db, connections: u64, work: impl Fn(&mut Client, &mut Random) -> i64 + Sync) -> i64 {
+pub fn in_parallel(db: &Db, connections: u64, work: impl Fn(&mut Client, &mut Random) -> i64 + Sync) -> i64 {
     thread::scope(|scope| {
         let work = &work;
         let threads: Vec<_> = (0..connections)

@@ -13,8 +13,6 @@
 //! lock would be handed to the sleeper that waits longest, and nobody could work until the system has woken it.
 //! One waits for that transaction, the others for the *turn*, as for a row that is locked.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
@@ -72,6 +70,10 @@ impl Mode for Strict {
         lock.release();
         let used = used.unwrap_or_default();
         Err(Error::BelowZero { resource: key.quota.resource.name.to_string(), used, amount })
+    }
+
+    fn try_lock(&self, key: &Key) -> bool {
+        lock_of(key, Class::Key).try_acquire()
     }
 }
 
@@ -189,9 +191,5 @@ fn insert(key: &Key, amount: i64) -> Result<()> {
 
 /// The lock of a key.
 fn lock_of(key: &Key, class: Class) -> Lock {
-    let mut hasher = DefaultHasher::new();
-    key.tenant.id.hash(&mut hasher);
-    key.quota.resource.name.hash(&mut hasher);
-    let hash = hasher.finish();
-    Lock::new(class, [(hash >> 32) as u32, hash as u32])
+    Lock::hashed(class, &(key.tenant.id, &*key.quota.resource.name))
 }

@@ -48,6 +48,8 @@ pub(crate) struct Catalog {
     pub(super) protected_tables: pg_sys::Oid,
     pub(super) usage: pg_sys::Oid,
     pub(super) usage_pkey: pg_sys::Oid,
+    pub(super) reservations: pg_sys::Oid,
+    pub(super) reservations_held: pg_sys::Oid,
     pub(super) owner: pg_sys::Oid,
     pub(super) extension_schema: pg_sys::Oid,
 }
@@ -335,6 +337,8 @@ fn find_catalog() -> Option<Catalog> {
             protected_tables: relation("protected_tables", schema),
             usage: relation("usage", schema),
             usage_pkey: relation("usage_pkey", schema),
+            reservations: relation("reservations", schema),
+            reservations_held: relation("reservations_held_idx", schema),
             owner,
             extension_schema,
         };
