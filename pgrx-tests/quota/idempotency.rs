@@ -152,7 +152,7 @@ fn a_key_expires() {
     ] {
         app.run(&format!("SELECT * FROM tenant_quota_consume('{resource}', 3, '{resource}')"));
         let right: bool = db.admin().one(&format!(
-            "SELECT abs(extract(epoch FROM expires_at - {until})) < 60 FROM tenant_rls.idempotency_keys WHERE key = '{resource}'"
+            "SELECT abs(extract(epoch FROM expires_at - ({until}))) < 60 FROM tenant_rls.idempotency_keys WHERE key = '{resource}'"
         ));
         assert!(right, "{resource}");
     }
@@ -212,7 +212,8 @@ fn a_call_waits_for_an_undecided_one_with_its_key() {
 fn only_a_call_that_took_units_holds_the_key() {
     let db = limited();
     let mut first = db.connect_as(&db.app(), A);
-    first.run("SELECT * FROM tenant_quota_consume('calls', 8, 'k'); BEGIN");
+    first.run("SELECT * FROM tenant_quota_consume('calls', 8, 'k')");
+    first.run("BEGIN");
     assert_eq!(answer(&mut first, "tenant_quota_try_consume('calls', 3, 'denied')")["allowed"], false);
     assert_eq!(answer(&mut first, "tenant_quota_consume('calls', 8, 'k')")["reason"], "replay");
     let mut second = db.connect_as(&db.app(), A);

@@ -131,6 +131,7 @@ fn tenant_quota_detach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
         for member in members_of(root.relation, resource)? {
             unfollow(member, resource)?;
         }
+        reservation::end_all(resource)?;
         count_again(resource).map(drop)
     };
     or_raise(detach());

@@ -43,6 +43,10 @@ const MOST_KEYS: i64 = 64;
 
 /// The units of a key that reservations hold.
 pub fn holds(key: &Key) -> Result<Holds> {
+    // A gauge that follows rows counts them, and nothing else.
+    if key.quota.resource.attached {
+        return Ok(Holds::default());
+    }
     let start = period::to_postgres(key.window.start);
     let now = period::to_postgres(key.now);
     registry::units::holds(key.tenant.id, &key.quota.resource.name, start, now)
@@ -227,7 +231,8 @@ fn end(id: Uuid, outcome: Outcome) -> Result<Answer> {
     let tenant = context::required()?;
     check_writer(&tenant)?;
     // With the tenant in it: nobody waits for the reservation of another.
-    Lock::hashed(Class::Once, &(tenant.id, id.as_bytes())).acquire();
+    let lock = Lock::hashed(Class::Once, &(tenant.id, id.as_bytes()));
+    lock.acquire();
     let tenant = context::required()?;
     let found = find(tenant.id, id)?;
     let mut key = Key::to_settle(tenant, &found.resource, found.window)?;
@@ -248,8 +253,9 @@ fn end(id: Uuid, outcome: Outcome) -> Result<Answer> {
         (State::Cancelled, Outcome::Settle(_)) => return Err(ended("was cancelled")),
         (State::Expired, Outcome::Settle(_)) => return Err(ended("has expired")),
     };
-    let answer = super::peek(&key)?;
-    Ok(ending(answer, id, reason, granted))
+    // What has ended does not change any more: nobody has to wait for this transaction.
+    lock.release();
+    Ok(ending(super::peek(&key)?, id, reason, granted))
 }
 
 fn ended(how: &str) -> Error {
@@ -320,7 +326,7 @@ pub fn expire(key: &Key, most: i64) -> Result<u64> {
             units = units.saturating_add(row.get(1).unwrap_or_default());
         })
     })?;
-    if units > 0 {
+    if units > 0 && !key.quota.resource.attached {
         let mut key = Key::to_settle(key.tenant.clone(), resource, key.window)?;
         match mode_of(&key).give(&mut key, units) {
             // Somebody has set the units by hand. That must not keep the tenant, or all others, from going on.
@@ -332,11 +338,18 @@ pub fn expire(key: &Key, most: i64) -> Result<u64> {
     Ok(expired)
 }
 
-/// Ends what is held of a gauge that follows rows from now on: what it says then is the number of rows.
+/// Ends what is held of a gauge that begins or ceases to follow rows: what it says then is the number of rows.
+///
+/// The caller keeps quota calls away. One that has changed its reservation and waits for the units is refused when it goes
+/// on; it is not waited for.
 pub fn end_all(resource: &str) -> Result<()> {
     static END: CachedPlan = CachedPlan::new(
-        c"UPDATE tenant_rls.reservations AS r SET state = 'expired' \
-          WHERE r.resource OPERATOR(pg_catalog.=) $1 AND r.state OPERATOR(pg_catalog.=) 'held'",
+        c"WITH held AS MATERIALIZED ( \
+              SELECT r.reservation_id FROM tenant_rls.reservations AS r \
+              WHERE r.resource OPERATOR(pg_catalog.=) $1 AND r.state OPERATOR(pg_catalog.=) 'held' \
+              FOR UPDATE SKIP LOCKED) \
+          UPDATE tenant_rls.reservations AS r SET state = 'expired' FROM held \
+          WHERE r.reservation_id OPERATOR(pg_catalog.=) held.reservation_id",
         &[pg_sys::TEXTOID],
     );
     as_owner(|| END.run_latest(&[resource.into_datum()], |_| ()))?;
