@@ -60,10 +60,10 @@ fn counts_on(place: &Place, roles: &Roles) {
         billed.one::<String>("SELECT reason FROM tenant_quota_consume('api_requests', 5, 'restored')"),
         "replay"
     );
-    assert_eq!(billed.one::<i64>("SELECT used FROM tenant_quota_consume('api_requests')"), 6);
-    let settled = "SELECT s.used FROM tenant_quota_reserve('compute_seconds', 50, '1 day', 'held') AS r,
+    assert_eq!(billed.one::<i64>("SELECT used FROM tenant_quota_consume('api_requests')"), 56);
+    let settled = "SELECT s.used FROM tenant_quota_reserve('api_requests', 50, '1 day', 'held') AS r,
         LATERAL tenant_quota_settle(r.reservation_id, 20) AS s";
-    assert_eq!(billed.one::<i64>(settled), 20);
+    assert_eq!(billed.one::<i64>(settled), 26);
 }
 
 fn follows_rows(place: &Place, roles: &Roles) {

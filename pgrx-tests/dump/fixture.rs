@@ -221,7 +221,7 @@ fn use_up(place: &Place, roles: &Roles) {
         app.run(&format!("SELECT FROM tenant_quota_consume('{resource}', {amount}, 'restored')"));
     }
     let mut app = place.connect_as(&roles.app, BILLED);
-    app.run("SELECT FROM tenant_quota_reserve('compute_seconds', 50, '1 day', 'held')");
+    app.run("SELECT FROM tenant_quota_reserve('api_requests', 50, '1 day', 'held')");
 }
 
 fn statuses() -> String {
