@@ -61,14 +61,18 @@ function tenant_protect_plan(regclass,name)
 function tenant_protect_schema(regnamespace)
 function tenant_prove(regrole)
 function tenant_quota_attach(regclass,text)
+function tenant_quota_cancel(uuid)
 function tenant_quota_check(text,bigint)
 function tenant_quota_consume(text,bigint,text)
 function tenant_quota_consume_many(jsonb,text)
 function tenant_quota_detach(regclass,text)
 function tenant_quota_reconcile(regclass)
 function tenant_quota_release(text,bigint)
+function tenant_quota_reserve(text,bigint,interval,text)
 function tenant_quota_set(uuid,text,bigint,boolean,timestamp with time zone)
+function tenant_quota_settle(uuid,bigint)
 function tenant_quota_try_consume(text,bigint,text)
+function tenant_quota_try_reserve(text,bigint,interval,text)
 function tenant_quota_unset(uuid,text)
 function tenant_release(text,text,numeric,text,uuid[])
 function tenant_release_promote(bigint)
@@ -153,6 +157,7 @@ function tenant_rls.purge_crossing(uuid)
 function tenant_rls.purge_order()
 function tenant_rls.purge_registry(uuid)
 function tenant_rls.purge_uncovered()
+function tenant_rls.quota_sweep(bigint)
 function tenant_rls.record_billing()
 function tenant_rls.record_change()
 function tenant_rls.record_truncate()
@@ -196,6 +201,7 @@ table tenant_rls.deployments
 table tenant_rls.feature_values
 table tenant_rls.features
 table tenant_rls.grants
+table tenant_rls.idempotency_keys
 table tenant_rls.leases
 table tenant_rls.ledger
 table tenant_rls.lockdowns
@@ -207,6 +213,7 @@ table tenant_rls.protected_tables
 table tenant_rls.release_targets
 table tenant_rls.releases
 table tenant_rls.removed_defaults
+table tenant_rls.reservations
 table tenant_rls.resources
 table tenant_rls.settings
 table tenant_rls.signing_keys
@@ -269,11 +276,15 @@ EXECUTE tenant_context()
 EXECUTE tenant_feature(text)
 EXECUTE tenant_feature_enabled(text,boolean)
 EXECUTE tenant_features()
+EXECUTE tenant_quota_cancel(uuid)
 EXECUTE tenant_quota_check(text,bigint)
 EXECUTE tenant_quota_consume(text,bigint,text)
 EXECUTE tenant_quota_consume_many(jsonb,text)
 EXECUTE tenant_quota_release(text,bigint)
+EXECUTE tenant_quota_reserve(text,bigint,interval,text)
+EXECUTE tenant_quota_settle(uuid,bigint)
 EXECUTE tenant_quota_try_consume(text,bigint,text)
+EXECUTE tenant_quota_try_reserve(text,bigint,interval,text)
 EXECUTE tenant_route(uuid)
 EXECUTE tenant_setting(text,jsonb)
 SELECT tenant_leases
@@ -588,6 +599,11 @@ fn tour(admin: &mut Client) {
          SET app.current_tenant = '{A}'; SELECT tenant_context();
          SELECT * FROM tenant_quota_consume('calls', 2); SELECT * FROM tenant_quota_try_consume('calls', 4);
          SELECT * FROM tenant_quota_consume_many('{{\"calls\": 1, \"users\": 1}}'); SELECT * FROM tenant_quota_release('users');
+         SELECT * FROM tenant_quota_consume('users', 1, 'k'); SELECT * FROM tenant_quota_consume('users', 1, 'k');
+         SELECT * FROM tenant_quota_consume_many('{{\"users\": 1}}', 'm'); SELECT * FROM tenant_quota_release('users', 2);
+         SELECT q.* FROM tenant_quota_reserve('users', 1, '1 minute', 'r') AS r, LATERAL tenant_quota_settle(r.reservation_id, 0) AS q;
+         SELECT q.* FROM tenant_quota_try_reserve('users', 1, '1 minute') AS r, LATERAL tenant_quota_cancel(r.reservation_id) AS q;
+         SELECT tenant_rls.quota_sweep();
          SELECT tenant_feature_define('dark', 'false'), tenant_feature_define('old', '1'), tenant_feature_set('dark', 'true', rollout_percent => 50);
          SELECT tenant_feature_set('dark', 'true', 'tenant', '{A}'), tenant_feature_set('dark', '1', 'plan', plan => 'team');
          SELECT tenant_feature_unset('dark', 'plan', plan => 'team'), tenant_feature_switch('dark', true), tenant_feature_drop('old');

@@ -78,17 +78,22 @@ fn shop() -> Db {
             "SELECT tenant_feature_set('dark', 'true', 'tenant', '{tenant}'), tenant_route_set('{tenant}', 'api');
              SELECT tenant_release('api', 'api:2', 0, tenants => '{{{tenant}}}')"
         ));
-        db.connect_as(&app, tenant).run("SELECT * FROM tenant_quota_consume('api_requests', 5)");
+        db.connect_as(&app, tenant).run(
+            "SELECT * FROM tenant_quota_consume('api_requests', 5, 'k');
+             SELECT * FROM tenant_quota_reserve('api_requests', 2, '1 hour')",
+        );
     }
     db
 }
 
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 13] = [
     "plain",
     "\"Keys\"",
     "parted",
     "base",
     "tenant_rls.usage",
+    "tenant_rls.idempotency_keys",
+    "tenant_rls.reservations",
     "tenant_rls.overrides",
     "tenant_rls.grants",
     "tenant_rls.billing_changes",

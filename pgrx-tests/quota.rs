@@ -1,8 +1,11 @@
-//! Quotas: what one session is answered. See [`concurrent`] for several, [`time`] for periods.
+//! Quotas: what one session is answered. See [`concurrent`] for several, [`time`] for periods, [`idempotency`] for
+//! requests that come twice, [`reservation`] for units that are held.
 
 mod concurrent;
 mod escrow;
+mod idempotency;
 mod leased;
+mod reservation;
 mod time;
 
 use postgres::Client;
@@ -332,21 +335,6 @@ fn a_read_only_transaction_is_refused() {
         app.run("ROLLBACK; BEGIN READ ONLY; SELECT * FROM tenant_quota_consume('seats', 0); COMMIT");
         app.run("SELECT * FROM tenant_quota_consume('seats')");
     }
-}
-
-/// Idempotency keys come with a later version; until then nothing pretends to honour them.
-#[test]
-fn idempotency_keys_are_refused() {
-    let (_db, mut app) = app();
-    refuses(
-        &mut app,
-        &[
-            ("SELECT * FROM tenant_quota_consume('calls', 1, 'k')", "0A000"),
-            ("SELECT * FROM tenant_quota_try_consume('calls', 1, 'k')", "0A000"),
-            ("SELECT * FROM tenant_quota_consume_many('{\"calls\": 1}', 'k')", "0A000"),
-        ],
-    );
-    app.run("SELECT * FROM tenant_quota_consume('calls', 1, NULL)");
 }
 
 /// Soft counts above the limit, and says so.

@@ -32,6 +32,42 @@ CREATE TABLE tenant_rls.leases (
     CONSTRAINT leases_pkey PRIMARY KEY (tenant_id, resource, period_start)
 ) WITH (fillfactor = 50);
 
+CREATE TABLE tenant_rls.idempotency_keys (
+    tenant_id uuid NOT NULL,
+    key text COLLATE pg_catalog."C" NOT NULL,
+    request jsonb NOT NULL,
+    answers jsonb NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT idempotency_keys_pkey PRIMARY KEY (tenant_id, key)
+);
+CREATE INDEX idempotency_keys_expires_at_idx ON tenant_rls.idempotency_keys (expires_at);
+
+-- Quota calls read what is held by the second index, which has those rows alone.
+CREATE TABLE tenant_rls.reservations (
+    reservation_id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    tenant_id uuid NOT NULL,
+    resource text COLLATE pg_catalog."C" NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    resets_at timestamp with time zone NOT NULL,
+    units bigint NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    state text COLLATE pg_catalog."C" NOT NULL DEFAULT 'held',
+    actual bigint,
+    created_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    CONSTRAINT reservations_pkey PRIMARY KEY (reservation_id),
+    CONSTRAINT reservations_units_check CHECK (units OPERATOR(pg_catalog.>) 0),
+    CONSTRAINT reservations_state_check
+        CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY[
+            'held'::pg_catalog.text, 'settled'::pg_catalog.text, 'cancelled'::pg_catalog.text, 'expired'::pg_catalog.text])),
+    CONSTRAINT reservations_actual_check
+        CHECK ((state OPERATOR(pg_catalog.=) 'settled') OPERATOR(pg_catalog.=) (actual IS NOT NULL)
+            AND actual OPERATOR(pg_catalog.>=) 0)
+);
+CREATE INDEX reservations_held_idx ON tenant_rls.reservations (tenant_id, resource, period_start)
+WHERE state OPERATOR(pg_catalog.=) 'held';
+CREATE INDEX reservations_due_idx ON tenant_rls.reservations (expires_at) WHERE state OPERATOR(pg_catalog.=) 'held';
+CREATE INDEX reservations_ended_idx ON tenant_rls.reservations (expires_at) WHERE state OPERATOR(pg_catalog.<>) 'held';
+
 CREATE TABLE tenant_rls.attachments (
     relation regclass NOT NULL,
     root regclass NOT NULL,
@@ -56,12 +92,18 @@ ALTER TABLE tenant_rls.usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.ledger ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.attachments ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.idempotency_keys ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.reservations ENABLE ROW LEVEL SECURITY;
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.usage', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.ledger', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.leases', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.idempotency_keys', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.reservations', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.attachments', '');
 COMMENT ON TABLE tenant_rls.usage IS 'units used, by tenant, resource and period, without those in tenant_rls.ledger';
 COMMENT ON TABLE tenant_rls.ledger IS 'units that transactions have added since, until a worker folds them into tenant_rls.usage';
+COMMENT ON TABLE tenant_rls.idempotency_keys IS 'quota calls with an idempotency key, and what they were answered';
+COMMENT ON TABLE tenant_rls.reservations IS 'units that are held, and what became of those that were';
 COMMENT ON VIEW tenant_rls.units IS 'units used, by tenant, resource and period, as they are committed';
 COMMENT ON TABLE tenant_rls.leases IS 'mode leased: units that a crash would strand, and those that crashes have stranded';
 
@@ -122,7 +164,7 @@ CREATE FUNCTION @extschema@.tenant_quota_consume(resource text, amount bigint DE
 RETURNS @extschema@.tenant_quota_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_consume';
 COMMENT ON FUNCTION @extschema@.tenant_quota_consume(text, bigint, text) IS
-'takes amount units for the tenant of the session, or raises 53400 with a JSON object in DETAIL';
+'takes amount units for the tenant of the session, or raises 53400 with a JSON object in DETAIL; once for each idempotency key';
 
 CREATE FUNCTION @extschema@.tenant_quota_try_consume(resource text, amount bigint DEFAULT 1, idempotency_key text DEFAULT NULL)
 RETURNS @extschema@.tenant_quota_result
@@ -145,6 +187,33 @@ RETURNS SETOF @extschema@.tenant_quota_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_consume_many';
 COMMENT ON FUNCTION @extschema@.tenant_quota_consume_many(jsonb, text) IS
 'takes units of several resources, all or nothing: {"api_requests": 1, "compute_seconds": 20}';
+
+CREATE FUNCTION @extschema@.tenant_quota_reserve(resource text, amount bigint, ttl interval, idempotency_key text DEFAULT NULL)
+RETURNS @extschema@.tenant_quota_result
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_reserve';
+COMMENT ON FUNCTION @extschema@.tenant_quota_reserve(text, bigint, interval, text) IS
+'holds amount units for at most the time ttl (30 days), or raises 53400; the answer has the reservation_id';
+
+CREATE FUNCTION @extschema@.tenant_quota_try_reserve(resource text, amount bigint, ttl interval, idempotency_key text DEFAULT NULL)
+RETURNS @extschema@.tenant_quota_result
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_try_reserve';
+COMMENT ON FUNCTION @extschema@.tenant_quota_try_reserve(text, bigint, interval, text) IS
+'as tenant_quota_reserve, but a limit raises nothing: allowed says';
+
+CREATE FUNCTION @extschema@.tenant_quota_settle(reservation_id uuid, actual bigint) RETURNS @extschema@.tenant_quota_result
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_settle';
+COMMENT ON FUNCTION @extschema@.tenant_quota_settle(uuid, bigint) IS
+'ends a reservation at the units that it really took; more than were held must fit in the limit, else 53400. 55000 when it has expired';
+
+CREATE FUNCTION @extschema@.tenant_quota_cancel(reservation_id uuid) RETURNS @extschema@.tenant_quota_result
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_quota_cancel';
+COMMENT ON FUNCTION @extschema@.tenant_quota_cancel(uuid) IS
+'ends a reservation and gives all its units back';
+
+CREATE FUNCTION tenant_rls.quota_sweep(batch bigint DEFAULT 1000) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'quota_sweep_wrapper';
+COMMENT ON FUNCTION tenant_rls.quota_sweep(bigint) IS
+'ends reservations whose time is over, and forgets what is kept no longer, at most batch rows of each; waits for nobody. Returns how many rows it changed';
 
 CREATE FUNCTION @extschema@.tenant_quota_attach(target regclass, resource text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp

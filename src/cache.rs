@@ -208,8 +208,7 @@ sql_function!(
 /// The instant at which the time is over, by the server's clock.
 fn expiry(ttl: Option<pgrx::datum::Interval>) -> Result<pg_sys::Datum> {
     let ttl = ttl.ok_or(Error::Null("the ttl"))?;
-    let days = i128::from(ttl.months()) * 30 + i128::from(ttl.days());
-    if days * 86_400_000_000 + i128::from(ttl.micros()) <= 0 {
+    if clock::length(&ttl) <= 0 {
         return Err(Error::NotAhead {
             what: "ttl",
             value: ttl.to_string(),

@@ -1,6 +1,8 @@
 //! Locks of our own: heavyweight locks of the advisory kind, of classes that no SQL function can take. They belong to the
 //! transaction, and the server's own detector finds deadlocks among them.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use pgrx::pg_sys;
 
 use crate::tenant::TenantId;
@@ -14,6 +16,8 @@ pub enum Class {
     Key = 7216,
     /// Whose turn it is to wait for a writer of a key.
     Turn = 7217,
+    /// What a request does once: an idempotency key, the end of a reservation.
+    Once = 7219,
     /// The ledger of a database, for who folds or counts it as a whole.
     Ledger = 7222,
     /// A ticket that is being used.
@@ -37,6 +41,14 @@ impl Lock {
             locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
             locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         })
+    }
+
+    /// Whatever can be hashed.
+    pub fn hashed(class: Class, value: &impl Hash) -> Lock {
+        let mut hasher = DefaultHasher::new();
+        value.hash(&mut hasher);
+        let hash = hasher.finish();
+        Lock::new(class, [(hash >> 32) as u32, hash as u32])
     }
 
     /// A tenant, or a part of something of its. Of two tenants uuids make the same words rarely.

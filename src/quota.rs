@@ -8,9 +8,11 @@ pub mod amounts;
 pub mod decision;
 mod escrow;
 pub mod gauge;
+pub mod idempotency;
 pub mod lease;
 pub mod ledger;
 pub mod period;
+pub mod reservation;
 pub mod result;
 mod strict;
 
@@ -18,17 +20,20 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::rc::Rc;
 
-use pgrx::{direct_function_call, pg_sys};
+use pgrx::prelude::*;
+use pgrx::{Uuid, direct_function_call, pg_sys};
 
 use crate::call::{argument, datum_argument, sql_function};
 use crate::clock;
 use crate::context::{self, fence};
-use crate::error::{Error, Result};
-use crate::registry::{self, ModeName, Quota, Source, Tenant};
+use crate::error::{Error, Result, or_raise};
+use crate::plan::{CachedPlan, as_owner};
+use crate::registry::{self, Holds, ModeName, Quota, Source, Tenant};
 use crate::shmem::{self, Kind};
-use crate::tenant::Status;
+use crate::tenant::{Status, TenantId};
 use amounts::AmountsError;
 use decision::{Limit, Reason, Verdict, decide};
+use idempotency::Request;
 use period::Window;
 use result::{Answer, Rows, composite};
 
@@ -46,13 +51,20 @@ pub trait Mode {
     /// Gives `amount` (at least 1) back. What counts after it, or an error if that were below zero.
     fn give(&self, key: &mut Key, amount: i64) -> Result<i64>;
 
-    /// Moves the units by an amount of either sign, whatever the limit.
-    fn force(&self, key: &mut Key, amount: i64) -> Result<()>;
-
-    /// Whether a rollback gives back what was taken.
-    fn is_transactional(&self) -> bool {
+    /// Whether units come back when the transaction rolls back. Where they do not, nothing that is stored with the
+    /// transaction can say that they were taken: there are no idempotency keys and no reservations.
+    fn transactional(&self) -> bool {
         true
     }
+
+    /// Whether units of the key can be changed without waiting for another transaction. If so, that stays so until the
+    /// end of this one.
+    fn try_lock(&self, _key: &Key) -> bool {
+        true
+    }
+
+    /// Moves the units by an amount of either sign, whatever the limit.
+    fn force(&self, key: &mut Key, amount: i64) -> Result<()>;
 }
 
 /// Registers what happens at the ends of transactions. Called once, when the library is loaded.
@@ -76,14 +88,22 @@ pub struct Key {
     pub source: Source,
     /// The mode that has counted it in this call.
     counted_by: Option<&'static str>,
-    gives: bool,
+    purpose: Purpose,
+}
+
+/// What a key is for, which says how it is found again after a wait.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Take,
+    Give,
+    Settle(Window),
 }
 
 impl Key {
     /// The key of a resource for a tenant, now.
     pub fn of(tenant: Rc<Tenant>, resource: &str) -> Result<Key> {
         let quota = registry::quota(&tenant, resource)?;
-        Ok(Key::now(tenant, quota, false))
+        Ok(Key::now(tenant, quota, Purpose::Take))
     }
 
     /// The key to give units back to: a plan that no longer names the resource keeps nobody from that.
@@ -92,14 +112,20 @@ impl Key {
             Err(Error::NoLimit { .. }) => registry::no_quota(resource)?,
             quota => quota?,
         };
-        Ok(Key::now(tenant, quota, true))
+        Ok(Key::now(tenant, quota, Purpose::Give))
     }
 
-    fn now(tenant: Rc<Tenant>, quota: Rc<Quota>, gives: bool) -> Key {
+    /// The key of units that were taken in a period which may be over, with the limit of now.
+    pub fn to_settle(tenant: Rc<Tenant>, resource: &str, window: Window) -> Result<Key> {
+        let key = Key::to_give(tenant, resource)?;
+        Ok(Key { window, purpose: Purpose::Settle(window), ..key })
+    }
+
+    fn now(tenant: Rc<Tenant>, quota: Rc<Quota>, purpose: Purpose) -> Key {
         let now = period::from_postgres(clock::now());
         let window = quota.window(&tenant, now);
         let (limit, source) = quota.limit(now);
-        Key { tenant, quota, now, window, limit, source, counted_by: None, gives }
+        Key { tenant, quota, now, window, limit, source, counted_by: None, purpose }
     }
 
     /// The same key, as it is now.
@@ -108,7 +134,11 @@ impl Key {
         let id = self.tenant.id;
         let tenant = registry::tenant(id)?.ok_or(Error::UnknownTenant(id))?;
         let resource = self.quota.resource.name.clone();
-        *self = if self.gives { Key::to_give(tenant, &resource)? } else { Key::of(tenant, &resource)? };
+        *self = match self.purpose {
+            Purpose::Take => Key::of(tenant, &resource)?,
+            Purpose::Give => Key::to_give(tenant, &resource)?,
+            Purpose::Settle(window) => Key::to_settle(tenant, &resource, window)?,
+        };
         Ok(())
     }
 
@@ -144,10 +174,11 @@ fn mode_of(key: &Key) -> &'static dyn Mode {
     }
 }
 
-/// What counts now for a key, and the mode that says so.
-pub fn peek(key: &Key) -> Result<(&'static str, i64)> {
+/// What counts now for a key.
+pub fn peek(key: &Key) -> Result<Answer> {
     let mode = mode_of(key);
-    Ok((mode.name(), mode.used(key)?))
+    let used = mode.used(key)?;
+    Ok(Answer::of(key, key.decide(used, 0), used, reservation::holds(key)?))
 }
 
 /// The key that a call of the session means.
@@ -171,29 +202,38 @@ fn negative(amount: i64) -> Error {
     }
 }
 
-fn no_idempotency_key(key: Option<&str>) -> Result<()> {
-    match key {
-        None => Ok(()),
-        Some(_) => Err(Error::Unsupported {
-            what: "idempotency keys are not supported".into(),
-            detail: "This version stores no answers.".into(),
-            hint: "Call without idempotency_key.",
-        }),
+/// Refuses what is stored with the transaction, where units are not.
+fn check_transactional(key: &Key) -> Result<()> {
+    let mode = mode_of(key);
+    if mode.transactional() {
+        return Ok(());
     }
+    Err(Error::Unsupported {
+        what: format!("mode {} has no idempotency keys and no reservations", mode.name()),
+        detail: format!(
+            "The limit of resource \"{}\" is kept in this mode, in which units outlive a rollback.",
+            key.quota.resource.name
+        ),
+        hint: "Call without them, or let an operator set another mode with tenant_plan_limit_set.",
+    })
 }
 
-/// A writer of usage: not in a read-only transaction, not on a standby, not behind a fence, not by hand on a
-/// gauge that follows rows.
-fn check_writable(key: &Key) -> Result<()> {
+/// A writer of usage: not in a read-only transaction, not on a standby, not behind a fence.
+fn check_writer(tenant: &Tenant) -> Result<()> {
     // SAFETY: raises 25006 in a read-only transaction, which a standby's always are.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"changing a quota".as_ptr()) };
+    if tenant.status == Status::Fenced {
+        return Err(Error::Fenced(tenant.id));
+    }
+    fence::enter(tenant)
+}
+
+/// A writer of the units of a key: not by hand on a gauge that follows rows.
+fn check_writable(key: &Key) -> Result<()> {
     if key.quota.resource.attached {
         return Err(Error::Attached { resource: key.quota.resource.name.to_string() });
     }
-    if key.tenant.status == Status::Fenced {
-        return Err(Error::Fenced(key.tenant.id));
-    }
-    fence::enter(&key.tenant)
+    check_writer(&key.tenant)
 }
 
 /// A call may have waited for others: a tenant that was suspended meanwhile changes nothing, nor does a call by
@@ -208,14 +248,25 @@ fn check_still_writable(key: &Key) -> Result<()> {
 }
 
 /// Takes units of a key, or looks if the amount is 0.
-fn take(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
-    let mode = mode_of(key);
+fn take(key: &mut Key, amount: i64) -> Result<Answer> {
     if amount == 0 {
-        let used = mode.used(key)?;
-        return Ok((key.decide(used, 0), used));
+        return peek(key);
     }
+    let mode = mode_of(key);
     check_writable(key)?;
-    let (verdict, used) = mode.take(key, amount)?;
+    let (mut verdict, mut used) = mode.take(key, amount)?;
+    let mut holds = reservation::holds(key)?;
+    if holds.due > 0 && matches!(verdict.reason, Reason::Soft | Reason::Shadow) {
+        // Units that are due make no overage.
+        verdict.reason = key.decide((used - amount - holds.due).max(0), amount).reason;
+    } else if holds.due > 0
+        && !verdict.allowed
+        && key.decide((used - holds.due).max(0), amount).allowed
+        && reservation::expire(key, i64::MAX)? > 0
+    {
+        (verdict, used) = mode.take(key, amount)?;
+        holds = reservation::holds(key)?;
+    }
     check_still_writable(key)?;
     if verdict.reason == Reason::Shadow {
         pgrx::log!(
@@ -224,7 +275,7 @@ fn take(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
             key.tenant.id
         );
     }
-    Ok((verdict, used))
+    Ok(Answer::of(key, verdict, used, holds))
 }
 
 /// How long to wait after a denial before it is worth another try, in microseconds.
@@ -235,6 +286,8 @@ fn retry_after(key: &Key, verdict: &Verdict) -> Option<i64> {
         _ if verdict.allowed => None,
         Reason::AmountExceedsLimit => None,
         Reason::InFlight => Some(SOON),
+        // Units of a period that is over do not come back.
+        _ if !key.window.contains(key.now) => None,
         _ => period::retry_after(key.window, key.now),
     }
 }
@@ -259,16 +312,20 @@ fn exhausted(key: &Key, verdict: &Verdict, used: i64, requested: i64) -> Error {
     }
 }
 
-fn consume_or_raise(key: &mut Key, amount: i64) -> Result<(Verdict, i64)> {
-    let (verdict, used) = take(key, amount)?;
-    if verdict.allowed { Ok((verdict, used)) } else { Err(exhausted(key, &verdict, used, amount)) }
+fn take_or_raise(key: &mut Key, amount: i64) -> Result<Answer> {
+    let answer = take(key, amount)?;
+    if answer.verdict.allowed {
+        Ok(answer)
+    } else {
+        Err(exhausted(key, &answer.verdict, answer.used, amount))
+    }
 }
 
 sql_function!(
     /// Takes units, or raises 53400.
     tenant_quota_consume,
     pg_finfo_tenant_quota_consume,
-    |fcinfo| one(fcinfo, consume_or_raise)
+    |fcinfo| one(fcinfo, take_or_raise)
 );
 
 sql_function!(
@@ -285,13 +342,10 @@ sql_function!(
     |fcinfo| {
         let key = key_of_session(argument(fcinfo, 0))?;
         let amount = checked_amount(argument(fcinfo, 1))?;
-        let mode = mode_of(&key);
-        let used = mode.used(&key)?;
-        let mut verdict = key.decide(used, amount);
-        // Nothing was taken: what remains is what remained.
-        verdict.granted = 0;
-        verdict.remaining = key.decide(used, 0).remaining;
-        Ok(composite(fcinfo, &Answer { key: &key, verdict, used, mode: mode.name() }))
+        let (used, holds) = (mode_of(&key).used(&key)?, reservation::holds(&key)?);
+        // Nothing is taken, and units that are due are as good as free.
+        let verdict = Verdict { granted: 0, ..key.decide((used - holds.due).max(0), amount) };
+        Ok(composite(fcinfo, &Answer::of(&key, verdict, used, holds)))
     }
 );
 
@@ -307,20 +361,27 @@ sql_function!(
         if key.quota.resource.kind != registry::Kind::Gauge {
             return Err(Error::NotAGauge { resource: key.quota.resource.name.to_string() });
         }
-        let mode = mode_of(&key);
-        let used = if amount == 0 {
-            mode.used(&key)?
-        } else {
-            check_writable(&key)?;
-            let used = mode.give(&mut key, amount)?;
-            check_still_writable(&key)?;
-            used
-        };
-        let mut verdict = key.decide(used, 0);
-        verdict.granted = amount;
-        Ok(composite(fcinfo, &Answer { key: &key, verdict, used, mode: key.mode_name() }))
+        if amount == 0 {
+            return Ok(composite(fcinfo, &peek(&key)?));
+        }
+        Ok(composite(fcinfo, &release(&mut key, amount)?))
     }
 );
+
+fn release(key: &mut Key, amount: i64) -> Result<Answer> {
+    let mode = mode_of(key);
+    check_writable(key)?;
+    let used = mode.give(key, amount)?;
+    check_still_writable(key)?;
+    let holds = reservation::holds(key)?;
+    let reserved = holds.held + holds.due;
+    if used < reserved {
+        let resource = key.quota.resource.name.to_string();
+        return Err(Error::BelowZero { resource, used: used + amount - reserved, amount });
+    }
+    let verdict = Verdict { granted: amount, ..key.decide(used, 0) };
+    Ok(Answer::of(key, verdict, used, holds))
+}
 
 sql_function!(
     /// Takes units of several resources, all or nothing.
@@ -328,27 +389,44 @@ sql_function!(
     pg_finfo_tenant_quota_consume_many,
     |fcinfo| {
         let amounts = checked_amounts(datum_argument(fcinfo, 0))?;
-        no_idempotency_key(argument(fcinfo, 1))?;
-        let mut keys = Vec::with_capacity(amounts.len());
-        for (resource, amount) in &amounts {
-            keys.push((key_of_session(Some(resource))?, *amount));
-        }
-        // In the order of the names, so that two calls cannot wait for each other, and those last that a rollback does not
-        // give back. The first denial raises, which gives back what was taken before it.
-        keys.sort_by_key(|(key, _)| !mode_of(key).is_transactional());
-        let mut leased = Leased::default();
+        let idempotency_key: Option<&str> = argument(fcinfo, 1);
+        let take = || take_all(&amounts, idempotency_key.is_some());
+        let answers = match idempotency_key {
+            None => take()?,
+            Some(key) => idempotency::once(key, &Request::new("consume_many", &amounts), take)?,
+        };
         let mut rows = Rows::start(fcinfo);
-        for (key, amount) in &mut keys {
-            let (verdict, used) = consume_or_raise(key, *amount)?;
-            if key.mode_name() == lease::Lease.name() {
-                leased.0.extend(escrow::name_of(key).zip(Some(*amount)));
-            }
-            rows.push(&Answer { key, verdict, used, mode: key.mode_name() });
+        for answer in &answers {
+            rows.push(answer);
         }
-        leased.keep();
         Ok(pg_sys::Datum::null())
     }
 );
+
+/// Takes units of several resources, or of none and raises.
+fn take_all(amounts: &BTreeMap<String, i64>, is_stored: bool) -> Result<Vec<Answer>> {
+    let mut keys = Vec::with_capacity(amounts.len());
+    for (resource, amount) in amounts {
+        let key = key_of_session(Some(resource))?;
+        if is_stored {
+            check_transactional(&key)?;
+        }
+        keys.push((key, *amount));
+    }
+    // In the order of the names, so that two calls cannot wait for each other, and those last that a rollback does not give
+    // back. The first denial raises, which gives back what was taken before it.
+    keys.sort_by_key(|(key, _)| !mode_of(key).transactional());
+    let mut leased = Leased::default();
+    let mut answers = Vec::with_capacity(keys.len());
+    for (key, amount) in &mut keys {
+        answers.push(take_or_raise(key, *amount)?);
+        if key.mode_name() == lease::Lease.name() {
+            leased.0.extend(escrow::name_of(key).zip(Some(*amount)));
+        }
+    }
+    leased.keep();
+    Ok(answers)
+}
 
 /// What a call has taken of leases, which goes back unless the call succeeds as a whole.
 #[derive(Default)]
@@ -371,15 +449,22 @@ impl Drop for Leased {
 /// A call of one resource whose answer is one row.
 unsafe fn one(
     fcinfo: pg_sys::FunctionCallInfo,
-    take: fn(&mut Key, i64) -> Result<(Verdict, i64)>,
+    take: fn(&mut Key, i64) -> Result<Answer>,
 ) -> Result<pg_sys::Datum> {
     // SAFETY: a call of consume or try_consume: text, bigint, text.
     unsafe {
-        let mut key = key_of_session(argument(fcinfo, 0))?;
+        let resource: Option<&str> = argument(fcinfo, 0);
+        let resource = resource.ok_or(Error::Null("the resource"))?;
         let amount = checked_amount(argument(fcinfo, 1))?;
-        no_idempotency_key(argument(fcinfo, 2))?;
-        let (verdict, used) = take(&mut key, amount)?;
-        Ok(composite(fcinfo, &Answer { key: &key, verdict, used, mode: key.mode_name() }))
+        let answer = match argument(fcinfo, 2) {
+            None => take(&mut key_of_session(Some(resource))?, amount)?,
+            Some(key) => idempotency::once_for_one(key, &Request::one("consume", resource, amount), || {
+                let mut key = key_of_session(Some(resource))?;
+                check_transactional(&key)?;
+                take(&mut key, amount)
+            })?,
+        };
+        Ok(composite(fcinfo, &answer))
     }
 }
 
@@ -397,4 +482,51 @@ fn checked_amounts(amounts: Option<pg_sys::Datum>) -> Result<BTreeMap<String, i6
             hint: "Use an object of whole numbers: {\"api_requests\": 1, \"compute_seconds\": 20}.".into(),
         },
     })
+}
+
+/// Ends what has expired, of all tenants: reservations, and answers that are kept no longer. At most `batch` of each.
+///
+/// Waits for nobody. What belongs to a tenant that is fenced or deleted stays as it is, and so does what other
+/// transactions have locked. Returns how many rows it changed.
+pub fn sweep(batch: i64) -> Result<u64> {
+    registry::accept_invalidations();
+    Ok(reservation::expire_due(batch)?
+        + reservation::forget_ended(batch)?
+        + idempotency::forget_expired(batch)?)
+}
+
+/// Tenants in whose rows a sweep changes something, in one transaction: it holds a lock for each.
+const MOST_TENANTS: i64 = 64;
+
+/// The tenant, if something of it may be written now without waiting for a fence.
+fn admit(id: Uuid) -> Result<Option<Rc<Tenant>>> {
+    let tenant = registry::tenant(TenantId::from_bytes(*id.as_bytes()))?;
+    Ok(tenant.filter(|tenant| fence::try_enter(tenant)))
+}
+
+/// The tenants that a plan finds for a batch, as far as they are admitted.
+fn admitted(plan: &CachedPlan, batch: i64) -> Result<Vec<Uuid>> {
+    let mut found = Vec::new();
+    let arguments = [batch.into_datum(), MOST_TENANTS.into_datum()];
+    as_owner(|| plan.run_latest(&arguments, |row| found.extend(row.get::<Uuid>(1))))?;
+    let mut tenants = Vec::new();
+    for id in found {
+        if admit(id)?.is_some() {
+            tenants.push(id);
+        }
+    }
+    Ok(tenants)
+}
+
+#[pg_extern(sql = false)]
+fn quota_sweep(batch: Option<i64>) -> i64 {
+    let sweep = || match batch.ok_or(Error::Null("the batch"))? {
+        batch if batch > 0 => sweep(batch),
+        batch => Err(Error::Invalid {
+            what: "batch",
+            value: batch.to_string(),
+            hint: "Use a number of rows, at least 1.".into(),
+        }),
+    };
+    or_raise(sweep()) as i64
 }

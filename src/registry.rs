@@ -13,7 +13,7 @@
 //! # Layout
 //!
 //! This file has the tenants and the cache; `catalog` the tables and the invalidations, `rights` who may do
-//! what, `keys` what tickets are signed with, `limits` resources and quotas, `units` what was used, `tables` what
+//! what, `keys` what tickets are signed with, `limits` resources and quotas, `units` what is used and held, `tables` what
 //! is protected, `features`, `settings` and `deployments` what is defined of them for everybody, `own` what one tenant
 //! has of them, `cache` the rows of tenants' caches; `scan` reads rows, `admin` is the SQL functions, `target` whom a
 //! value is meant for.
@@ -56,6 +56,7 @@ use rights::Grant;
 pub use rights::{Rights, Ways, admit, may_act, rights, role_name};
 use scan::{Key, scan};
 pub use tables::{any_protected, is_protected, known_protected, policies_hold};
+pub use units::Holds;
 
 /// A tenant, as far as every call needs it.
 pub struct Tenant {

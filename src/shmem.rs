@@ -129,6 +129,21 @@ pub struct Entry {
     pub called_at: AtomicI64,
     /// The end of the period, in microseconds since 2000-01-01.
     pub resets_at: AtomicI64,
+    /// Whether reservations may hold some of the units.
+    pub may_hold: AtomicBool,
+}
+
+/// What the tables say of a key.
+#[derive(Clone, Copy)]
+pub struct Recorded {
+    /// The units.
+    pub units: i64,
+    /// Rows of the ledger that they are in.
+    pub unfolded: i64,
+    /// Whether reservations may hold some of them.
+    pub may_hold: bool,
+    /// The generation of the database when they were read, or before.
+    pub generation: u64,
 }
 
 impl Entry {
@@ -147,14 +162,15 @@ impl Entry {
         self.kind.store(kind as u32, Ordering::Relaxed);
     }
 
-    /// Sets the units, as they are recorded. The caller holds the lock alone, and nothing is in flight.
-    pub fn set_units(&self, units: i64, unfolded: i64, generation: u64) {
+    /// Counts on from there. The caller holds the lock alone, and nothing is in flight.
+    pub fn set_units(&self, recorded: Recorded) {
         self.set_kind(Kind::Escrow);
-        self.inf.store(units, Ordering::Relaxed);
-        self.sup.store(units, Ordering::Relaxed);
+        self.inf.store(recorded.units, Ordering::Relaxed);
+        self.sup.store(recorded.units, Ordering::Relaxed);
         self.returning.store(false, Ordering::Relaxed);
-        self.unfolded.store(unfolded, Ordering::Relaxed);
-        self.generation.store(generation, Ordering::Relaxed);
+        self.unfolded.store(recorded.unfolded, Ordering::Relaxed);
+        self.may_hold.store(recorded.may_hold, Ordering::Relaxed);
+        self.generation.store(recorded.generation, Ordering::Relaxed);
     }
 
     /// Whether its units were changed by other means since it was looked up.
@@ -624,7 +640,7 @@ fn let_entry<T>(key: &Key, mode: pg_sys::LWLockMode::Type, with: impl FnOnce(&En
 }
 
 /// Makes the entry of a key, with those units, unless there is one. `false` when the table is full.
-pub fn put(key: &Key, resets_at: i64, units: i64, unfolded: i64, generation: u64) -> bool {
+pub fn put(key: &Key, resets_at: i64, recorded: Recorded) -> bool {
     let place = place(key);
     for attempt in 0..2 {
         let held = Held::take(place.part, pg_sys::LWLockMode::LW_EXCLUSIVE);
@@ -639,7 +655,7 @@ pub fn put(key: &Key, resets_at: i64, units: i64, unfolded: i64, generation: u64
                     .write_bytes(0, size_of::<Entry>() - size_of::<Key>());
                 (*entry).resets_at.store(resets_at, Ordering::Relaxed);
                 (*entry).called_at.store(crate::clock::now(), Ordering::Relaxed);
-                (*entry).set_units(units, unfolded, generation);
+                (*entry).set_units(recorded);
             }
             !entry.is_null()
         };

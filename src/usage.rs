@@ -73,19 +73,18 @@ fn usage_of(
         let mut rows = Vec::new();
         for resource in registry::limited_resources(&tenant)? {
             let key = quota::Key::of(tenant.clone(), &resource)?;
-            let (mode, used) = quota::peek(&key)?;
-            let remaining = key.limit.map(|limit| limit.saturating_sub(used).max(0));
+            let now = quota::peek(&key)?;
             rows.push((
                 resource.to_string(),
-                instant(key.window.start),
-                instant(key.window.end),
-                used,
-                0,
-                key.limit,
-                remaining,
-                key.limit.and_then(|limit| percent(used, limit)),
-                key.quota.enforcement.as_str().to_string(),
-                mode.to_string(),
+                instant(now.window.start),
+                instant(now.window.end),
+                now.used,
+                now.held,
+                now.limit,
+                now.verdict.remaining,
+                now.limit.and_then(|limit| percent(now.used, limit)),
+                now.enforcement.as_str().to_string(),
+                now.mode.into_owned(),
             ));
         }
         Ok(rows)
@@ -172,6 +171,7 @@ fn invariants() -> TableIterator<
         let mut findings = Vec::new();
         orphans(&mut findings)?;
         counters(&mut findings)?;
+        overheld(&mut findings)?;
         for resource in gauge::attached()? {
             drift(&resource, &mut findings)?;
         }
@@ -250,6 +250,23 @@ fn orphans(findings: &mut Vec<Finding>) -> Result<()> {
                 _ => "usage of a resource that is not defined",
             };
             findings.push((row.get(1), row.get(2), finding, None, row.get(4)));
+        });
+    })
+}
+
+/// Reservations that hold more than is used.
+fn overheld(findings: &mut Vec<Finding>) -> Result<()> {
+    let sql = "SELECT h.tenant_id, h.resource, h.units, coalesce(u.used, 0) FROM ( \
+                   SELECT r.tenant_id, r.resource, r.period_start, pg_catalog.sum(r.units)::pg_catalog.int8 AS units \
+                   FROM tenant_rls.reservations AS r WHERE r.state OPERATOR(pg_catalog.=) 'held' GROUP BY 1, 2, 3) AS h \
+               LEFT JOIN tenant_rls.units AS u ON u.tenant_id OPERATOR(pg_catalog.=) h.tenant_id \
+                   AND u.resource OPERATOR(pg_catalog.=) h.resource \
+                   AND u.period_start OPERATOR(pg_catalog.=) h.period_start \
+               WHERE h.units OPERATOR(pg_catalog.>) coalesce(u.used, 0)";
+    as_owner(|| {
+        read(Snapshot::Active, sql, |row| {
+            let finding = "reservations hold more than is used";
+            findings.push((row.get(1), row.get(2), finding, row.get(3), row.get(4)));
         });
     })
 }

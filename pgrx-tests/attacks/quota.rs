@@ -15,6 +15,16 @@ pub fn attacks() -> Vec<Attack> {
         bad("a negative amount to check", "SELECT * FROM tenant_quota_check('calls', -1)"),
         bad("the smallest amount", "SELECT * FROM tenant_quota_consume('calls', -9223372036854775808)"),
         bad("a negative release", "SELECT * FROM tenant_quota_release('seats', -2)"),
+        bad("a negative reservation", "SELECT * FROM tenant_quota_reserve('calls', -5, '1 minute')"),
+        bad(
+            "a reservation for a negative time",
+            "SELECT * FROM tenant_quota_reserve('calls', 1, '-1 minute')",
+        ),
+        bad("a reservation for ever", "SELECT * FROM tenant_quota_reserve('calls', 1, '1000 years')"),
+        bad(
+            "a reservation settled at less than nothing",
+            "SELECT s.* FROM tenant_quota_reserve('calls', 5, '1 minute') AS r, LATERAL tenant_quota_settle(r.reservation_id, -5) AS s",
+        ),
         bad(
             "a negative amount among many",
             "SELECT * FROM tenant_quota_consume_many('{\"calls\": 1, \"seats\": -1}')",
@@ -68,6 +78,39 @@ pub fn attacks() -> Vec<Attack> {
             vec![
                 no("53400", "SELECT * FROM tenant_quota_consume_many('{\"calls\": 10, \"seats\": 4}')"),
                 ok("SELECT used FROM tenant_quota_check('calls')"),
+            ],
+        ),
+        attack(
+            "a reservation settled above the limit",
+            "limit",
+            "",
+            vec![
+                no(
+                    "53400",
+                    "SELECT s.* FROM tenant_quota_reserve('calls', 5, '1 minute') AS r, LATERAL tenant_quota_settle(r.reservation_id, 11) AS s",
+                ),
+                ok("SELECT used FROM tenant_quota_check('calls')"),
+            ],
+        ),
+        attack(
+            "units of a reservation that is settled and cancelled",
+            "limit",
+            "",
+            vec![
+                no(
+                    "55000",
+                    "SELECT c.* FROM tenant_quota_reserve('calls', 5, '1 minute') AS r, LATERAL tenant_quota_settle(r.reservation_id, 5) AS s, LATERAL tenant_quota_cancel(s.reservation_id) AS c",
+                ),
+                ok("SELECT used FROM tenant_quota_check('calls')"),
+            ],
+        ),
+        attack(
+            "a release of units that are held",
+            "below zero",
+            "",
+            vec![
+                ok("SELECT used FROM tenant_quota_reserve('seats', 1, '1 minute')"),
+                no("22023", "SELECT * FROM tenant_quota_release('seats', 1)"),
             ],
         ),
         attack(

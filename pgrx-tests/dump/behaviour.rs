@@ -56,7 +56,14 @@ fn counts_on(place: &Place, roles: &Roles) {
     assert_eq!(b.one::<i64>("SELECT quota_limit FROM tenant_quota_check('api_requests')"), 500);
     assert_eq!(b.fails("SELECT FROM tenant_quota_consume('projects')"), "53400");
     let mut billed = place.connect_as(&roles.app, BILLED);
-    assert_eq!(billed.one::<i64>("SELECT used FROM tenant_quota_consume('api_requests')"), 6);
+    assert_eq!(
+        billed.one::<String>("SELECT reason FROM tenant_quota_consume('api_requests', 5, 'restored')"),
+        "replay"
+    );
+    assert_eq!(billed.one::<i64>("SELECT used FROM tenant_quota_consume('api_requests')"), 56);
+    let settled = "SELECT s.used FROM tenant_quota_reserve('api_requests', 50, '1 day', 'held') AS r,
+        LATERAL tenant_quota_settle(r.reservation_id, 20) AS s";
+    assert_eq!(billed.one::<i64>(settled), 26);
 }
 
 fn follows_rows(place: &Place, roles: &Roles) {

@@ -218,8 +218,10 @@ fn use_up(place: &Place, roles: &Roles) {
         [(A, "api_requests", 42), (B, "projects", 1), (BILLED, "api_requests", 5)]
     {
         let mut app = place.connect_as(&roles.app, tenant);
-        app.run(&format!("SELECT FROM tenant_quota_consume('{resource}', {amount})"));
+        app.run(&format!("SELECT FROM tenant_quota_consume('{resource}', {amount}, 'restored')"));
     }
+    let mut app = place.connect_as(&roles.app, BILLED);
+    app.run("SELECT FROM tenant_quota_reserve('api_requests', 50, '1 day', 'held')");
 }
 
 fn statuses() -> String {

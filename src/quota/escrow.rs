@@ -32,7 +32,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::lock::Class;
 use crate::registry;
-use crate::shmem::{self, Kind, Pinned};
+use crate::shmem::{self, Kind, Pinned, Recorded};
 use crate::tenant::TenantId;
 use interval::{Flight, Interval, Shift, admit, returnable};
 
@@ -117,6 +117,21 @@ pub fn counted(name: &shmem::Key) -> Option<i64> {
 
 fn is_pinned(entry: &shmem::Entry) -> bool {
     entry.pins.load(Ordering::SeqCst) > 0
+}
+
+/// Whether reservations may hold units of a key. Of most keys shared memory knows that none do.
+pub fn may_hold(key: &Key) -> bool {
+    let known = name_of(key).and_then(|name| {
+        shmem::look(&name, |entry| entry.kind() == Kind::Escrow && entry.may_hold.load(Ordering::SeqCst))
+    });
+    known.unwrap_or(true)
+}
+
+/// A reservation is about to hold units of a key.
+pub fn note_hold(key: &Key) {
+    if let Some(name) = name_of(key) {
+        shmem::look(&name, |entry| entry.may_hold.store(true, Ordering::SeqCst));
+    }
 }
 
 /// What this transaction has taken of a resource and not yet written, by tenant.
@@ -208,11 +223,12 @@ pub fn make(key: &Key, name: &shmem::Key) -> Result<bool> {
     let lock = strict::lock_of(key, Class::Key);
     let is_first = lock.acquire_first();
     let made = is_first && {
+        // Units that are changed meanwhile are looked up again: the generation is that of before.
         let generation = database.generation();
         let units = strict::Strict.used(key)?;
+        let may_hold = super::reservation::recorded_holds(key)?.any();
         let resets_at = super::period::to_postgres(key.window.end);
-        // Units that were changed meanwhile are looked up again: the generation is that of before.
-        shmem::put(name, resets_at, units, 0, generation)
+        shmem::put(name, resets_at, Recorded { units, unfolded: 0, may_hold, generation })
     };
     lock.release();
     Ok(made)

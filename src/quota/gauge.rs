@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
-use super::{Key, escrow, exhausted, mode_of};
+use super::{Key, escrow, exhausted, mode_of, reservation};
 use crate::context::fence;
 use crate::error::{Error, Result, or_raise};
 use crate::isolation::policy::{qualified, quote_ident, quote_literal};
@@ -100,6 +100,7 @@ fn tenant_quota_attach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
                 hint: "The gauge follows this table already.",
             });
         }
+        reservation::end_all(&resource)?;
         for member in table::tree(root.relation) {
             follow(member, root.relation, &resource)?;
         }
@@ -130,6 +131,7 @@ fn tenant_quota_detach(target: Option<pg_sys::Oid>, resource: Option<&str>) {
         for member in members_of(root.relation, resource)? {
             unfollow(member, resource)?;
         }
+        reservation::end_all(resource)?;
         count_again(resource).map(drop)
     };
     or_raise(detach());

@@ -45,7 +45,7 @@ impl Mode for Lease {
         "leased"
     }
 
-    fn is_transactional(&self) -> bool {
+    fn transactional(&self) -> bool {
         false
     }
 

@@ -9,6 +9,8 @@
 //! Whoever folds, loads a database or looks a changed key up again holds the lock of the ledger until its transaction
 //! ends: what one counts the other does not move meanwhile. Writers do not take it.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
@@ -16,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
 use crate::registry;
-use crate::shmem;
+use crate::shmem::{self, Entry, Recorded};
 use crate::tenant::TenantId;
 
 /// Rows that one transaction folds at most.
@@ -87,21 +89,18 @@ pub fn load() -> Result<bool> {
                 let (Some(id), Some(resource)) = (row.get::<Uuid>(1), row.get::<String>(2)) else { return };
                 let id = TenantId::from_bytes(*id.as_bytes());
                 // What does not fit into a key is counted in mode strict, which folds first.
+                let recorded =
+                    Recorded { units: instant(5), unfolded: instant(6), may_hold: true, generation };
                 let made = shmem::Key::new(id, &resource, instant(3)).is_some_and(|key| {
-                    shmem::change(&key, |entry| {
-                        if entry.pins.load(std::sync::atomic::Ordering::SeqCst) == 0 {
-                            entry.set_units(instant(5), instant(6), generation);
-                        }
-                    })
-                    .is_some()
-                        || shmem::put(&key, instant(4), instant(5), instant(6), generation)
+                    shmem::change(&key, |entry| count_on(entry, recorded)).is_some()
+                        || shmem::put(&key, instant(4), recorded)
                 });
                 fits &= made;
             })
         })?;
         if fits {
             database.set_loaded(generation);
-            database.busy.store(true, std::sync::atomic::Ordering::SeqCst);
+            database.busy.store(true, SeqCst);
         }
     }
     lock.release();
@@ -114,14 +113,17 @@ pub fn reload(key: &shmem::Key) -> Result<()> {
     let lock = lock();
     lock.acquire();
     let generation = database.generation();
-    let (units, rows) = recorded(key.tenant(), key.resource(), key.period_start())?;
-    shmem::change(key, |entry| {
-        if entry.pins.load(std::sync::atomic::Ordering::SeqCst) == 0 {
-            entry.set_units(units, rows, generation);
-        }
-    });
+    let (units, unfolded) = recorded(key.tenant(), key.resource(), key.period_start())?;
+    shmem::change(key, |entry| count_on(entry, Recorded { units, unfolded, may_hold: true, generation }));
     lock.release();
     Ok(())
+}
+
+/// Takes over what is recorded, unless something is in flight.
+fn count_on(entry: &Entry, recorded: Recorded) {
+    if entry.pins.load(SeqCst) == 0 {
+        entry.set_units(recorded);
+    }
 }
 
 /// A key whose rows were folded.
@@ -189,7 +191,7 @@ pub fn settle(folded: &[Folded]) {
     for key in folded {
         if let Some(name) = shmem::Key::new(key.tenant, &key.resource, key.period_start) {
             shmem::look(&name, |entry| {
-                entry.unfolded.fetch_sub(key.rows, std::sync::atomic::Ordering::SeqCst);
+                entry.unfolded.fetch_sub(key.rows, SeqCst);
             });
         }
     }

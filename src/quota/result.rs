@@ -1,48 +1,83 @@
 //! `tenant_quota_result`.
 
-use pgrx::pg_sys;
-use pgrx::prelude::*;
+use std::borrow::Cow;
+use std::rc::Rc;
 
-use super::decision::Verdict;
-use super::{Key, period};
+use pgrx::prelude::*;
+use pgrx::{Uuid, pg_sys};
+
+use super::decision::{Enforcement, Limit, Verdict};
+use super::period::{self, Window};
+use super::{Holds, Key};
 use crate::composite::{self, Columns};
+use crate::registry::Source;
 
 const COLUMNS: usize = 15;
 
 /// What a quota function answers.
-pub struct Answer<'a> {
-    /// The key that was asked for.
-    pub key: &'a Key,
-    /// The decision.
+pub struct Answer {
+    /// The decision. `remaining` counts `used`.
     pub verdict: Verdict,
+    /// The resource.
+    pub resource: Rc<str>,
     /// Units that count now.
     pub used: i64,
+    /// Those of them that are held by reservations.
+    pub held: i64,
+    /// The limit in force.
+    pub limit: Limit,
+    /// The period.
+    pub window: Window,
+    /// Microseconds until units are free again, of a denied call.
+    pub retry_after: Option<i64>,
+    /// Where the limit comes from.
+    pub source: Source,
+    /// What happens above it.
+    pub enforcement: Enforcement,
     /// The mode that decided.
-    pub mode: &'static str,
+    pub mode: Cow<'static, str>,
+    /// The reservation that the call made or ended.
+    pub reservation_id: Option<Uuid>,
 }
 
-impl Answer<'_> {
+impl Answer {
+    /// The answer to a call that has left `used` units of the key, reservations that are due included.
+    pub fn of(key: &Key, verdict: Verdict, used: i64, holds: Holds) -> Answer {
+        let used = (used - holds.due).max(0);
+        let remaining = key.decide(used, 0).remaining;
+        Answer {
+            verdict: Verdict { remaining, ..verdict },
+            resource: key.quota.resource.name.clone(),
+            used,
+            held: holds.held,
+            limit: key.limit,
+            window: key.window,
+            retry_after: super::retry_after(key, &verdict),
+            source: key.source,
+            enforcement: key.quota.enforcement,
+            mode: Cow::Borrowed(key.mode_name()),
+            reservation_id: None,
+        }
+    }
+
     fn columns(&self) -> Columns<COLUMNS> {
-        let key = self.key;
-        let window = key.window;
-        let bounded = window.end != period::INFINITY;
-        let retry_after = super::retry_after(key, &self.verdict);
+        let bounded = self.window.end != period::INFINITY;
         [
             self.verdict.allowed.into_datum(),
             self.verdict.granted.into_datum(),
-            (&*key.quota.resource.name).into_datum(),
+            (&*self.resource).into_datum(),
             self.used.into_datum(),
-            0i64.into_datum(),
-            key.limit.into_datum(),
+            self.held.into_datum(),
+            self.limit.into_datum(),
             self.verdict.remaining.into_datum(),
-            bounded.then(|| pg_sys::Datum::from(period::to_postgres(window.start))),
-            bounded.then(|| pg_sys::Datum::from(period::to_postgres(window.end))),
-            retry_after.map(interval),
+            bounded.then(|| pg_sys::Datum::from(period::to_postgres(self.window.start))),
+            bounded.then(|| pg_sys::Datum::from(period::to_postgres(self.window.end))),
+            self.retry_after.map(interval),
             self.verdict.reason.as_str().into_datum(),
-            key.source.as_str().into_datum(),
-            key.quota.enforcement.as_str().into_datum(),
-            self.mode.into_datum(),
-            None,
+            self.source.as_str().into_datum(),
+            self.enforcement.as_str().into_datum(),
+            (&*self.mode).into_datum(),
+            self.reservation_id.into_datum(),
         ]
     }
 }

@@ -13,8 +13,6 @@
 //! lock would be handed to the sleeper that waits longest, and nobody could work until the system has woken it.
 //! One waits for that transaction, the others for the *turn*, as for a row that is locked.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
@@ -112,6 +110,10 @@ impl Mode for Strict {
             insert(key, amount)?;
         }
         Ok(())
+    }
+
+    fn try_lock(&self, key: &Key) -> bool {
+        lock_of(key, Class::Key).try_acquire()
     }
 }
 
@@ -245,9 +247,5 @@ fn insert(key: &Key, amount: i64) -> Result<()> {
 
 /// The lock of a key.
 pub fn lock_of(key: &Key, class: Class) -> Lock {
-    let mut hasher = DefaultHasher::new();
-    key.tenant.id.hash(&mut hasher);
-    key.quota.resource.name.hash(&mut hasher);
-    let hash = hasher.finish();
-    Lock::new(class, [(hash >> 32) as u32, hash as u32])
+    Lock::hashed(class, &(key.tenant.id, &*key.quota.resource.name))
 }

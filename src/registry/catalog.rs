@@ -50,6 +50,8 @@ pub(crate) struct Catalog {
     pub(super) usage_pkey: pg_sys::Oid,
     pub(super) ledger: pg_sys::Oid,
     pub(super) leases: pg_sys::Oid,
+    pub(super) reservations: pg_sys::Oid,
+    pub(super) reservations_held: pg_sys::Oid,
     pub(super) owner: pg_sys::Oid,
     pub(super) extension_schema: pg_sys::Oid,
 }
@@ -339,6 +341,8 @@ fn find_catalog() -> Option<Catalog> {
             usage_pkey: relation("usage_pkey", schema),
             ledger: relation("ledger", schema),
             leases: relation("leases", schema),
+            reservations: relation("reservations", schema),
+            reservations_held: relation("reservations_held_idx", schema),
             owner,
             extension_schema,
         };

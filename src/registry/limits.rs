@@ -121,6 +121,11 @@ impl Source {
             Source::Override => "override",
         }
     }
+
+    /// The source that `as_str` writes as `text`.
+    pub fn parse(text: &str) -> Option<Source> {
+        [Source::Plan, Source::Override].into_iter().find(|source| source.as_str() == text)
+    }
 }
 
 pub(super) type PlanLimits = HashMap<Rc<str>, PlanLimit>;

@@ -170,6 +170,15 @@ pub mod usage {
     pub const USED: i16 = 5;
 }
 
+/// Column numbers of `tenant_rls.reservations`.
+pub mod reservations {
+    pub const TENANT_ID: i16 = 2;
+    pub const RESOURCE: i16 = 3;
+    pub const PERIOD_START: i16 = 4;
+    pub const UNITS: i16 = 6;
+    pub const EXPIRES_AT: i16 = 7;
+}
+
 /// Column numbers of `tenant_rls.cache`.
 pub mod cache {
     pub const TENANT_ID: i16 = 1;

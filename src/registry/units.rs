@@ -8,7 +8,7 @@ use pgrx::{Uuid, pg_sys};
 use super::cache;
 use super::catalog::FUNCTION_INFO;
 use super::catalog::catalog;
-use super::scan::{self, Changed, Key, scan};
+use super::scan::{self, Changed, Key, scan, scan_in_order};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::shmem;
@@ -52,6 +52,48 @@ pub fn change_used(
     let catalog = catalog().ok_or(Error::NotInstalled)?;
     let keys = usage_key(id, resource, period_start);
     Ok(scan::change(catalog.usage, catalog.usage_pkey, &keys, scan::usage::USED, change))
+}
+
+/// Units of a key that reservations hold.
+#[derive(Clone, Copy, Default)]
+pub struct Holds {
+    /// Of reservations that have not expired.
+    pub held: i64,
+    /// Of those that have, and whose units were not given back yet.
+    pub due: i64,
+}
+
+impl Holds {
+    /// Whether there are any.
+    pub fn any(self) -> bool {
+        self.held > 0 || self.due > 0
+    }
+}
+
+/// The units that are held at `now`, both in microseconds since 2000-01-01, as it is committed now, this transaction's
+/// own included. What another transaction is just ending counts as held.
+pub fn holds(id: TenantId, resource: &str, period_start: i64, now: i64) -> Result<Holds> {
+    use scan::reservations as column;
+    let catalog = catalog().ok_or(Error::NotInstalled)?;
+    let mut holds = Holds::default();
+    // An older SQL version has no reservations.
+    if catalog.reservations_held == pg_sys::InvalidOid {
+        return Ok(holds);
+    }
+    let keys = [
+        Key::Uuid(column::TENANT_ID, id),
+        Key::Text(column::RESOURCE, resource),
+        Key::Instant(column::PERIOD_START, period_start),
+    ];
+    // The index has no others than those that are held. They were all counted, so their sum is no larger than what is used.
+    scan_in_order(catalog.reservations, catalog.reservations_held, &keys, |row| {
+        let units = row.get::<i64>(column::UNITS).unwrap_or_default();
+        let due = row.instant(column::EXPIRES_AT).is_some_and(|at| at <= now) && row.writer().is_none();
+        let sum = if due { &mut holds.due } else { &mut holds.held };
+        *sum = sum.saturating_add(units);
+        true
+    });
+    Ok(holds)
 }
 
 fn usage_key(id: TenantId, resource: &str, period_start: i64) -> [Key<'_>; 3] {
