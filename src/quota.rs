@@ -10,6 +10,7 @@ pub mod gauge;
 pub mod period;
 pub mod result;
 mod strict;
+pub mod tally;
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;

@@ -195,7 +195,7 @@ fn orphans(findings: &mut Vec<Finding>) -> Result<()> {
 
 /// Gauges that differ from the rows that they follow, in the snapshot of the calling statement.
 fn drift(resource: &str, findings: &mut Vec<Finding>) -> Result<()> {
-    let gauge::Behind { tenants: mut rows, strangers } = gauge::rows_behind(resource, Snapshot::Active)?;
+    let gauge::Behind { tenants: mut rows, strangers } = gauge::units_behind(resource, Snapshot::Active)?;
     for (name, count) in strangers {
         let tenant = name.tenant()?.map(|id| Uuid::from_bytes(*id.as_bytes()));
         let finding = "rows of a tenant that is not registered";

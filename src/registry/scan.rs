@@ -30,6 +30,7 @@ pub mod tenants {
 pub mod resources {
     pub const RESOURCE: i16 = 1;
     pub const KIND: i16 = 2;
+    pub const UNIT: i16 = 3;
     pub const PERIOD: i16 = 4;
 }
 
