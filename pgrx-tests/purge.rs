@@ -78,17 +78,23 @@ fn shop() -> Db {
             "SELECT tenant_feature_set('dark', 'true', 'tenant', '{tenant}'), tenant_route_set('{tenant}', 'api');
              SELECT tenant_release('api', 'api:2', 0, tenants => '{{{tenant}}}')"
         ));
+        admin.run(&format!(
+            "INSERT INTO tenant_rls.usage_history VALUES ('{tenant}', 'api_requests', '2020-01-01', '2020-02-01', 5);
+             INSERT INTO tenant_rls.quota_events VALUES ('{tenant}', 'api_requests', '2020-01-01', 80, 8, 10)"
+        ));
         db.connect_as(&app, tenant).run("SELECT * FROM tenant_quota_consume('api_requests', 5)");
     }
     db
 }
 
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 13] = [
     "plain",
     "\"Keys\"",
     "parted",
     "base",
     "tenant_rls.usage",
+    "tenant_rls.usage_history",
+    "tenant_rls.quota_events",
     "tenant_rls.overrides",
     "tenant_rls.grants",
     "tenant_rls.billing_changes",

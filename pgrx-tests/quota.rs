@@ -1,6 +1,9 @@
-//! Quotas: what one session is answered. See [`concurrent`] for several, [`time`] for periods.
+//! Quotas: what one session is answered. See [`concurrent`] for several, [`time`] for periods, [`events`] for
+//! thresholds, [`impact`] for dry runs.
 
 mod concurrent;
+mod events;
+mod impact;
 mod time;
 
 use postgres::Client;

@@ -86,5 +86,6 @@ GRANT EXECUTE ON FUNCTION @extschema@.tenant_gauge_changed() TO PUBLIC;
 -- The server's own role for statistics sees the usage of all tenants.
 GRANT SELECT ON @extschema@.tenant_usage TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_usage_history TO pg_read_all_stats;
+GRANT SELECT ON @extschema@.tenant_quota_events TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_storage TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_quota_invariants TO pg_read_all_stats;

@@ -12,6 +12,28 @@ CREATE TABLE tenant_rls.usage (
     CONSTRAINT usage_used_check CHECK (used OPERATOR(pg_catalog.>=) 0)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
 
+-- Closed periods: written once, so pages are full.
+CREATE TABLE tenant_rls.usage_history (
+    tenant_id uuid NOT NULL,
+    resource text COLLATE pg_catalog."C" NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    resets_at timestamp with time zone NOT NULL,
+    used bigint NOT NULL,
+    CONSTRAINT usage_history_pkey PRIMARY KEY (tenant_id, resource, period_start),
+    CONSTRAINT usage_history_used_check CHECK (used OPERATOR(pg_catalog.>=) 0)
+) WITH (fillfactor = 100);
+
+CREATE TABLE tenant_rls.quota_events (
+    tenant_id uuid NOT NULL,
+    resource text COLLATE pg_catalog."C" NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    threshold smallint NOT NULL,
+    used bigint NOT NULL,
+    quota_limit bigint NOT NULL,
+    occurred_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    CONSTRAINT quota_events_pkey PRIMARY KEY (tenant_id, resource, period_start, threshold)
+);
+
 CREATE TABLE tenant_rls.attachments (
     relation regclass NOT NULL,
     root regclass NOT NULL,
@@ -22,10 +44,16 @@ CREATE TABLE tenant_rls.attachments (
 CREATE INDEX attachments_resource_idx ON tenant_rls.attachments (resource);
 
 ALTER TABLE tenant_rls.usage ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.usage_history ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.quota_events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.attachments ENABLE ROW LEVEL SECURITY;
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.usage', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.usage_history', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.quota_events', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.attachments', '');
 COMMENT ON TABLE tenant_rls.usage IS 'units used, by tenant, resource and period';
+COMMENT ON TABLE tenant_rls.usage_history IS 'units used in closed periods, which tenant_rls.close_periods has moved here from tenant_rls.usage';
+COMMENT ON TABLE tenant_rls.quota_events IS 'when a tenant has crossed 80 and 100 per cent of a limit, once for each period and threshold';
 COMMENT ON TABLE tenant_rls.attachments IS 'tables, partitions and children whose rows a gauge follows';
 
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON tenant_rls.attachments
@@ -98,7 +126,7 @@ CREATE FUNCTION @extschema@.tenant_quota_attach(target regclass, resource text) 
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_quota_attach_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_quota_attach(regclass, text) IS
-'lets a gauge follow the rows of a protected table; several tables may feed one gauge';
+'lets a gauge follow the rows of a protected table, or their bytes if its unit is byte; several tables may feed one gauge';
 
 CREATE FUNCTION @extschema@.tenant_quota_detach(target regclass, resource text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
@@ -110,11 +138,17 @@ CREATE FUNCTION @extschema@.tenant_quota_reconcile(target regclass) RETURNS bigi
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_quota_reconcile_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_quota_reconcile(regclass) IS
-'counts the rows behind the gauges of a table again; returns how many values were wrong. Blocks writers of these tables meanwhile';
+'counts the rows, or their bytes, behind the gauges of a table again; returns how many values were wrong. Blocks writers of these tables meanwhile';
+
+CREATE FUNCTION @extschema@.tenant_plan_impact(plan text, limits jsonb)
+RETURNS TABLE (tenant uuid, resource text, used bigint, quota_limit bigint, over_by bigint)
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_plan_impact';
+COMMENT ON FUNCTION @extschema@.tenant_plan_impact(text, jsonb) IS
+'which tenants of a plan use more than limits like {"users": 5, "projects": null} would allow; changes nothing. A limit of a tenant''s own that wins over the plan is the one that counts';
 
 CREATE FUNCTION @extschema@.tenant_gauge_changed() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'gauge_changed';
-COMMENT ON FUNCTION @extschema@.tenant_gauge_changed() IS 'trigger: keeps the gauges of a table equal to its rows';
+COMMENT ON FUNCTION @extschema@.tenant_gauge_changed() IS 'trigger: keeps the gauges of a table equal to its rows, or their bytes';
 
 CREATE FUNCTION tenant_rls.gauge_follow_tree() RETURNS event_trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'gauge_follow_tree';

@@ -6,11 +6,14 @@
 
 pub mod amounts;
 pub mod decision;
+pub mod events;
 pub mod gauge;
+pub mod impact;
 pub mod period;
 pub mod result;
 mod strict;
 pub mod tally;
+pub mod threshold;
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;

@@ -142,6 +142,33 @@ fn roots() -> Result<Vec<(Table, Protected)>> {
     Ok(roots)
 }
 
+/// Moves units of closed periods from the table that calls write to the one that only views read, `batch` rows at most,
+/// so that no transaction of it is long. How many were moved.
+///
+/// A period counts as closed an hour after its end: calls that have begun in it are over by then, and what still comes
+/// is added by the next run. A row that somebody is changing is left for it too.
+pub fn close_periods(batch: i64) -> Result<u64> {
+    // Whatever keeps a period open, as units that are held in it, is a condition of `closed`.
+    static MOVE: CachedPlan = CachedPlan::new(
+        c"WITH closed AS (             SELECT u.tenant_id, u.resource, u.period_start FROM tenant_rls.usage AS u             WHERE u.resets_at OPERATOR(pg_catalog.<)               (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 hour'::pg_catalog.interval)             LIMIT $1 FOR UPDATE SKIP LOCKED),           moved AS (             DELETE FROM tenant_rls.usage AS u USING closed AS c             WHERE u.tenant_id OPERATOR(pg_catalog.=) c.tenant_id             AND u.resource OPERATOR(pg_catalog.=) c.resource             AND u.period_start OPERATOR(pg_catalog.=) c.period_start             RETURNING u.tenant_id, u.resource, u.period_start, u.resets_at, u.used)           INSERT INTO tenant_rls.usage_history AS h (tenant_id, resource, period_start, resets_at, used)           SELECT m.tenant_id, m.resource, m.period_start, m.resets_at, m.used FROM moved AS m           ON CONFLICT (tenant_id, resource, period_start)           DO UPDATE SET used = h.used OPERATOR(pg_catalog.+) EXCLUDED.used",
+        &[pg_sys::INT8OID],
+    );
+    as_owner(|| MOVE.execute(&[batch.into_datum()]))
+}
+
+#[pg_extern(sql = false)]
+fn close_periods_by_hand(batch: Option<i64>) -> i64 {
+    let close = || match batch.ok_or(Error::Null("the batch"))? {
+        batch if batch > 0 => close_periods(batch),
+        batch => Err(Error::Invalid {
+            what: "batch",
+            value: batch.to_string(),
+            hint: "Use a number of rows of at least 1.".into(),
+        }),
+    };
+    or_raise(close()) as i64
+}
+
 /// A disagreement: tenant, resource, what it is, what was expected, what is there.
 type Finding = (Option<Uuid>, Option<String>, &'static str, Option<i64>, Option<i64>);
 
@@ -178,7 +205,11 @@ fn invariants() -> TableIterator<
 /// Usage of tenants or resources that the registry does not know.
 fn orphans(findings: &mut Vec<Finding>) -> Result<()> {
     let sql = "SELECT u.tenant_id, u.resource, t.tenant_id IS NULL, u.used \
-               FROM tenant_rls.usage AS u \
+               FROM ( \
+                 SELECT c.tenant_id, c.resource, c.used FROM tenant_rls.usage AS c \
+                 UNION ALL \
+                 SELECT h.tenant_id, h.resource, h.used FROM tenant_rls.usage_history AS h \
+               ) AS u \
                LEFT JOIN tenant_rls.tenants AS t ON t.tenant_id OPERATOR(pg_catalog.=) u.tenant_id \
                LEFT JOIN tenant_rls.resources AS r ON r.resource OPERATOR(pg_catalog.=) u.resource \
                WHERE t.tenant_id IS NULL OR r.resource IS NULL";

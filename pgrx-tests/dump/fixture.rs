@@ -196,7 +196,7 @@ fn tables(roles: &Roles, schema: &str) -> String {
          SELECT tenant_protect('docs'), tenant_protect('notes', force => false);
          RESET ROLE;
          SELECT tenant_quota_attach('orders', 'orders'), tenant_quota_attach('{PARTS}', 'parts');
-         SELECT tenant_quota_attach('docs', 'parts');"
+         SELECT tenant_quota_attach('docs', 'parts'), tenant_quota_attach('docs', 'storage_bytes');"
     )
 }
 
@@ -208,7 +208,8 @@ fn rows() -> String {
          INSERT INTO docs VALUES (1, 101);
          INSERT INTO docs_scanned VALUES (2, 101, 10), (3, 102, 20);
          INSERT INTO notes VALUES (1, '{A}', true), (2, '{A}', false), (3, '{B}', true);
-         INSERT INTO tenant_rls.usage VALUES ('{A}', 'api_requests', '2025-01-01', '2025-02-01', 77);"
+         INSERT INTO tenant_rls.usage VALUES ('{A}', 'api_requests', '2025-01-01', '2025-02-01', 77);
+         INSERT INTO tenant_rls.usage_history VALUES ('{A}', 'api_requests', '2024-12-01', '2025-01-01', 66);"
     )
 }
 

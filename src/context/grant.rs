@@ -34,7 +34,8 @@ pub const APPLICATION_FUNCTIONS: &[&str] = &[
 ];
 
 /// What an application reads. `tenant_grant` gives SELECT on these.
-pub const APPLICATION_VIEWS: &[&str] = &["tenant_usage", "tenant_usage_history", "tenant_storage"];
+pub const APPLICATION_VIEWS: &[&str] =
+    &["tenant_usage", "tenant_usage_history", "tenant_quota_events", "tenant_storage"];
 
 /// What runs the registry. `tenant_grant_operator` gives EXECUTE on these.
 pub const OPERATOR_FUNCTIONS: &[&str] = &[
@@ -49,6 +50,7 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
     "tenant_resource_define(text, text, text, text)",
     "tenant_plan_define(text, text)",
     "tenant_plan_limit_set(text, text, bigint, boolean, text, text)",
+    "tenant_plan_impact(text, jsonb)",
     "tenant_billing_set(uuid, timestamptz, text)",
     "tenant_quota_set(uuid, text, bigint, boolean, timestamptz)",
     "tenant_quota_unset(uuid, text)",
@@ -78,6 +80,7 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
 pub const OPERATOR_VIEWS: &[&str] = &[
     "tenant_usage",
     "tenant_usage_history",
+    "tenant_quota_events",
     "tenant_storage",
     "tenant_tables",
     "tenant_quota_invariants",

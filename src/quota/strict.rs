@@ -19,7 +19,7 @@ use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
 use super::decision::Verdict;
-use super::{Key, Mode};
+use super::{Key, Mode, events};
 use crate::error::{Error, Result};
 use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
@@ -54,6 +54,9 @@ impl Mode for Strict {
         let (verdict, used) = self.take_locked(key, amount)?;
         if verdict.granted == 0 {
             lock.release();
+        } else {
+            let before = Some(used - verdict.granted);
+            events::record(key.tenant.id, &key.quota.resource.name, start(key), before, used, key.limit)?;
         }
         Ok((verdict, used))
     }

@@ -167,6 +167,11 @@ pub mod usage {
     pub const USED: i16 = 5;
 }
 
+/// Column numbers of `tenant_rls.quota_events`; its key begins with the columns of that of `usage`.
+pub mod quota_events {
+    pub const THRESHOLD: i16 = 4;
+}
+
 /// Column numbers of `tenant_rls.cache`.
 pub mod cache {
     pub const TENANT_ID: i16 = 1;
