@@ -25,6 +25,8 @@ struct Columns {
     key: KeyType,
     /// With the length of their type, as pg_type has it.
     counted: Vec<(usize, i16)>,
+    /// How many of the columns lead up to the last that matters.
+    leading: i32,
 }
 
 impl Columns {
@@ -51,7 +53,8 @@ impl Columns {
                     own.iter().filter(|(_, name, _)| wanted.iter().any(|(_, other, _)| other == name));
                 counted.extend(matching.map(|(at, _, length)| (*at, *length)));
             }
-            Some(Columns { tenant, key: protected.key, counted })
+            let last = counted.iter().map(|(at, _)| *at).max().unwrap_or(0).max(tenant);
+            Some(Columns { tenant, key: protected.key, counted, leading: last as i32 + 1 })
         }
     }
 
@@ -61,9 +64,9 @@ impl Columns {
     ///
     /// The slot holds a row of the relation.
     unsafe fn add(&self, slot: *mut pg_sys::TupleTableSlot, sign: i64, sums: &mut BTreeMap<Name, Size>) {
-        // SAFETY: all columns are there once they are asked for, each of the type that the descriptor says.
+        // SAFETY: columns are there once they are asked for, each of the type that the descriptor says.
         unsafe {
-            pg_sys::slot_getallattrs(slot);
+            pg_sys::slot_getsomeattrs(slot, self.leading);
             let value = |at: usize| (!*(*slot).tts_isnull.add(at)).then(|| *(*slot).tts_values.add(at));
             let name = value(self.tenant).and_then(|datum| match self.key {
                 KeyType::Uuid => {
