@@ -136,6 +136,7 @@ fn periods_that_may_still_change_stay() {
     let db = used();
     let mut admin = db.admin();
     let close = "SELECT tenant_rls.close_periods(100)";
+    admin.run("SET lock_timeout = '10s'");
     let mut late = db.admin();
     late.run("BEGIN; UPDATE tenant_rls.usage SET used = used + 1 WHERE resets_at < now()");
     admin.run(&format!(
