@@ -55,6 +55,7 @@ function tenant_lockdown(boolean)
 function tenant_lockdown_undo(boolean)
 function tenant_plan_change(uuid,text)
 function tenant_plan_define(text,text)
+function tenant_plan_impact(text,jsonb)
 function tenant_plan_limit_set(text,text,bigint,boolean,text,text)
 function tenant_protect(regclass,name,boolean)
 function tenant_protect_plan(regclass,name)
@@ -134,6 +135,7 @@ function tenant_rls.audit_unique_without_tenant()
 function tenant_rls.audit_volatile_policy()
 function tenant_rls.cache_key_matches(text,text)
 function tenant_rls.close_before_drop()
+function tenant_rls.close_periods(bigint)
 function tenant_rls.crossing_rows(oid)
 function tenant_rls.ddl_guard()
 function tenant_rls.drop_guard()
@@ -210,6 +212,7 @@ table tenant_rls.overrides
 table tenant_rls.plan_limits
 table tenant_rls.plans
 table tenant_rls.protected_tables
+table tenant_rls.quota_events
 table tenant_rls.release_targets
 table tenant_rls.releases
 table tenant_rls.removed_defaults
@@ -219,6 +222,7 @@ table tenant_rls.settings
 table tenant_rls.signing_keys
 table tenant_rls.tenants
 table tenant_rls.usage
+table tenant_rls.usage_history
 table tenant_rls.used_tickets
 type tenant_cache_stats_result
 type tenant_feature_result
@@ -226,6 +230,7 @@ type tenant_quota_result
 type tenant_route_result
 view tenant_cache_usage
 view tenant_leases
+view tenant_quota_events
 view tenant_quota_invariants
 view tenant_releases
 view tenant_rls.units
@@ -288,6 +293,7 @@ EXECUTE tenant_quota_try_reserve(text,bigint,interval,text)
 EXECUTE tenant_route(uuid)
 EXECUTE tenant_setting(text,jsonb)
 SELECT tenant_leases
+SELECT tenant_quota_events
 SELECT tenant_storage
 SELECT tenant_usage
 SELECT tenant_usage_history
@@ -313,6 +319,7 @@ EXECUTE tenant_fence(uuid,interval)
 EXECUTE tenant_list(text)
 EXECUTE tenant_plan_change(uuid,text)
 EXECUTE tenant_plan_define(text,text)
+EXECUTE tenant_plan_impact(text,jsonb)
 EXECUTE tenant_plan_limit_set(text,text,bigint,boolean,text,text)
 EXECUTE tenant_purge(uuid,integer)
 EXECUTE tenant_quota_set(uuid,text,bigint,boolean,timestamp with time zone)
@@ -332,6 +339,7 @@ EXECUTE tenant_unfence(uuid)
 EXECUTE tenant_worker_status()
 SELECT tenant_cache_usage
 SELECT tenant_leases
+SELECT tenant_quota_events
 SELECT tenant_quota_invariants
 SELECT tenant_releases
 SELECT tenant_storage
@@ -422,7 +430,7 @@ fn default_privileges_do_not_open_the_extension() {
 fn readers_of_statistics_may_read_usage() {
     assert_eq!(
         privileges(&mut Db::new().admin(), "'pg_read_all_stats'::regrole"),
-        "\nEXECUTE tenant_worker_status()\nSELECT tenant_leases\nSELECT tenant_quota_invariants\nSELECT tenant_storage\nSELECT tenant_usage\nSELECT tenant_usage_history\n"
+        "\nEXECUTE tenant_worker_status()\nSELECT tenant_leases\nSELECT tenant_quota_events\nSELECT tenant_quota_invariants\nSELECT tenant_storage\nSELECT tenant_usage\nSELECT tenant_usage_history\n"
     );
 }
 
@@ -627,7 +635,7 @@ fn tour(admin: &mut Client) {
 fn end_of_tour(admin: &mut Client, role: &str) {
     admin.run(&format!(
         "TRUNCATE public.keys; SELECT tenant_quota_reconcile('public.rows'); SELECT tenant_quota_detach('public.keys', 'rows');
-         SELECT * FROM tenant_usage; SELECT * FROM tenant_usage_history; SELECT * FROM tenant_storage; SELECT * FROM tenant_tables;
+         SELECT * FROM tenant_usage; SELECT * FROM tenant_usage_history; SELECT * FROM tenant_quota_events; SELECT * FROM tenant_storage; SELECT * FROM tenant_tables;
          SELECT tenant_unprotect('public.keys'); SELECT tenant_protect_schema('public'); DROP TABLE public.keys;
          SELECT tenant_grant('{role}'), tenant_grant('{role}', '{A}'), tenant_grant_operator('{role}');
          SELECT tenant_revoke('{role}'), tenant_revoke('{role}', '{A}'), tenant_revoke_operator('{role}');

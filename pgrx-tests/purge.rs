@@ -78,6 +78,10 @@ fn shop() -> Db {
             "SELECT tenant_feature_set('dark', 'true', 'tenant', '{tenant}'), tenant_route_set('{tenant}', 'api');
              SELECT tenant_release('api', 'api:2', 0, tenants => '{{{tenant}}}')"
         ));
+        admin.run(&format!(
+            "INSERT INTO tenant_rls.usage_history VALUES ('{tenant}', 'api_requests', '2020-01-01', '2020-02-01', 5);
+             INSERT INTO tenant_rls.quota_events VALUES ('{tenant}', 'api_requests', '2020-01-01', 80, 8, 10)"
+        ));
         db.connect_as(&app, tenant).run(
             "SELECT * FROM tenant_quota_consume('api_requests', 5, 'k');
              SELECT * FROM tenant_quota_reserve('api_requests', 2, '1 hour')",
@@ -86,7 +90,7 @@ fn shop() -> Db {
     db
 }
 
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 15] = [
     "plain",
     "\"Keys\"",
     "parted",
@@ -94,6 +98,8 @@ const TABLES: [&str; 13] = [
     "tenant_rls.usage",
     "tenant_rls.idempotency_keys",
     "tenant_rls.reservations",
+    "tenant_rls.usage_history",
+    "tenant_rls.quota_events",
     "tenant_rls.overrides",
     "tenant_rls.grants",
     "tenant_rls.billing_changes",

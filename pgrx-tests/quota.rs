@@ -1,9 +1,12 @@
-//! Quotas: what one session is answered. See [`concurrent`] for several, [`time`] for periods, [`idempotency`] for
-//! requests that come twice, [`reservation`] for units that are held.
+//! Quotas: what one session is answered. See [`concurrent`] for several, [`escrow`] and [`leased`] for the modes in shared
+//! memory, [`time`] for periods, [`idempotency`] for requests that come twice, [`reservation`] for units that are held,
+//! [`events`] for thresholds, [`impact`] for dry runs.
 
 mod concurrent;
 mod escrow;
+mod events;
 mod idempotency;
+mod impact;
 mod leased;
 mod reservation;
 mod time;

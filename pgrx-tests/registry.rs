@@ -712,12 +712,18 @@ fn an_operator_runs_the_registry() {
         "tenant_resource_define('seats', 'gauge', 'seat', 'none')".into(),
         "tenant_plan_define('team', 'free')".into(),
         "tenant_plan_limit_set('team', 'seats', 5)".into(),
+        "FROM tenant_plan_impact('team', '{\"seats\": 1}')".into(),
     ] {
         operator.run(&format!("SELECT {call}"));
     }
-    for view in
-        ["tenant_usage", "tenant_usage_history", "tenant_storage", "tenant_tables", "tenant_quota_invariants"]
-    {
+    for view in [
+        "tenant_usage",
+        "tenant_usage_history",
+        "tenant_quota_events",
+        "tenant_storage",
+        "tenant_tables",
+        "tenant_quota_invariants",
+    ] {
         operator.run(&format!("SELECT * FROM {view}"));
     }
 }

@@ -6,7 +6,8 @@ use postgres::Client;
 
 use crate::harness::{A, B, Db, Session, refuses};
 
-/// [`Db::with_orders`], with usage of both tenants now and in a month long gone.
+/// [`Db::with_orders`], with usage of both tenants now and in two months long gone, the first of which has been closed,
+/// and an event of each.
 fn used() -> Db {
     let db = Db::with_orders();
     db.connect_as(&db.app(), A).run("SELECT * FROM tenant_quota_consume('api_requests', 2500)");
@@ -14,7 +15,12 @@ fn used() -> Db {
     db.admin().run(&format!(
         "INSERT INTO tenant_rls.usage VALUES
              ('{A}', 'api_requests', '2020-01-01 00:00Z', '2020-02-01 00:00Z', 7),
-             ('{B}', 'api_requests', '2020-01-01 00:00Z', '2020-02-01 00:00Z', 8)"
+             ('{B}', 'api_requests', '2020-01-01 00:00Z', '2020-02-01 00:00Z', 8);
+         INSERT INTO tenant_rls.usage_history VALUES
+             ('{A}', 'api_requests', '2019-12-01 00:00Z', '2020-01-01 00:00Z', 5),
+             ('{B}', 'api_requests', '2019-12-01 00:00Z', '2020-01-01 00:00Z', 6);
+         INSERT INTO tenant_rls.quota_events
+         SELECT t, 'api_requests', '2019-12-01 00:00Z', 80, 8, 10 FROM unnest(ARRAY['{A}', '{B}']::uuid[]) AS t"
     ));
     db
 }
@@ -37,7 +43,7 @@ fn tenants(client: &mut Client, view: &str) -> String {
     column(client, &format!("SELECT DISTINCT left(tenant::text, 1) FROM {view} ORDER BY 1"))
 }
 
-const VIEWS: [&str; 3] = ["tenant_usage", "tenant_usage_history", "tenant_storage"];
+const VIEWS: [&str; 4] = ["tenant_usage", "tenant_usage_history", "tenant_quota_events", "tenant_storage"];
 
 /// Each resource with a limit, its use, and what is left; unlimited without per cent.
 #[test]
@@ -91,16 +97,78 @@ fn usage_shows_overrides() {
     assert_eq!(db.connect_as(&db.app(), B).rows(limit).len(), 0);
 }
 
-/// Closed periods, and those only.
+/// What a session sees of closed periods.
+fn history(client: &mut Client) -> String {
+    column(
+        client,
+        "SELECT concat_ws(' ', left(tenant::text, 1), resource, used, (period_start AT TIME ZONE 'UTC')::date,
+             (period_end AT TIME ZONE 'UTC')::date) FROM tenant_usage_history ORDER BY tenant, period_start",
+    )
+}
+
+/// Closed periods, and those only, whether they have been moved or not.
 #[test]
 fn history_shows_closed_periods() {
     let db = used();
-    let history = column(
-        &mut db.connect_as(&db.app(), A),
-        "SELECT concat_ws(' ', resource, used, period_start AT TIME ZONE 'UTC', period_end AT TIME ZONE 'UTC')
-         FROM tenant_usage_history",
+    assert_eq!(
+        history(&mut db.connect_as(&db.app(), A)),
+        "a api_requests 5 2019-12-01 2020-01-01, a api_requests 7 2020-01-01 2020-02-01"
     );
-    assert_eq!(history, "api_requests 7 2020-01-01 00:00:00 2020-02-01 00:00:00");
+}
+
+/// Closed periods are moved once, as many as are asked for at a time; nobody sees a difference.
+#[test]
+fn closed_periods_are_moved_once() {
+    let db = used();
+    let mut admin = db.admin();
+    let before = (history(&mut admin), history(&mut db.connect_as(&db.app(), A)));
+    let running = admin.one::<i64>("SELECT count(*) FROM tenant_rls.usage WHERE resets_at > now()");
+    let close = "SELECT tenant_rls.close_periods(1)";
+    assert_eq!((admin.one::<i64>(close), admin.one::<i64>(close), admin.one::<i64>(close)), (1, 1, 0));
+    assert_eq!((history(&mut admin), history(&mut db.connect_as(&db.app(), A))), before);
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM tenant_rls.usage"), running);
+    assert_eq!(admin.rows("SELECT * FROM tenant_quota_invariants").len(), 0);
+}
+
+/// A period that ended less than an hour ago stays; so does one whose row somebody is changing. What came late is added.
+#[test]
+fn periods_that_may_still_change_stay() {
+    let db = used();
+    let mut admin = db.admin();
+    let close = "SELECT tenant_rls.close_periods(100)";
+    admin.run("SET lock_timeout = '10s'");
+    let mut late = db.admin();
+    late.run("BEGIN; UPDATE tenant_rls.usage SET used = used + 1 WHERE resets_at < now()");
+    admin.run(&format!(
+        "INSERT INTO tenant_rls.usage VALUES ('{A}', 'api_requests', '2020-03-01', now() - interval '50 minutes', 9)"
+    ));
+    assert_eq!(admin.one::<i64>(close), 0);
+    late.run("COMMIT");
+    assert_eq!(admin.one::<i64>(close), 2);
+    admin.run(&format!(
+        "INSERT INTO tenant_rls.usage VALUES ('{A}', 'api_requests', '2020-01-01 00:00Z', '2020-02-01 00:00Z', 10)"
+    ));
+    assert_eq!(admin.one::<i64>(close), 1);
+    let used = format!(
+        "SELECT used FROM tenant_rls.usage_history WHERE tenant_id = '{A}' AND resets_at = '2020-02-01 00:00Z'"
+    );
+    assert_eq!(admin.one::<i64>(&used), 18);
+}
+
+/// Moving is for the owner of the tables, and takes a number of rows.
+#[test]
+fn close_periods_refuses() {
+    let db = used();
+    let mut operator = role(&db, "operator", "SELECT tenant_grant_operator('{}')");
+    assert_eq!(operator.fails("SELECT tenant_rls.close_periods(1)"), "42501");
+    refuses(
+        &mut db.admin(),
+        &[
+            ("SELECT tenant_rls.close_periods(NULL)", "22004"),
+            ("SELECT tenant_rls.close_periods(0)", "22023"),
+            ("SELECT tenant_rls.close_periods(-1)", "22023"),
+        ],
+    );
 }
 
 /// Rows and bytes of each protected table.
@@ -284,4 +352,6 @@ fn invariants_find_orphans() {
     assert_eq!(admin.one::<i64>(findings), 1);
     admin.run("INSERT INTO tenant_rls.usage VALUES (gen_random_uuid(), 'users', '-infinity', 'infinity', 1)");
     assert_eq!(admin.one::<i64>(findings), 2);
+    admin.run("INSERT INTO tenant_rls.usage_history VALUES (gen_random_uuid(), 'users', '2020-01-01', '2020-02-01', 1)");
+    assert_eq!(admin.one::<i64>(findings), 3);
 }

@@ -86,6 +86,7 @@ GRANT EXECUTE ON FUNCTION @extschema@.tenant_gauge_changed() TO PUBLIC;
 -- The server's own role for statistics sees the usage of all tenants.
 GRANT SELECT ON @extschema@.tenant_usage TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_usage_history TO pg_read_all_stats;
+GRANT SELECT ON @extschema@.tenant_quota_events TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_storage TO pg_read_all_stats;
 GRANT SELECT ON @extschema@.tenant_leases TO pg_read_all_stats;
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_worker_status() TO pg_read_all_stats;

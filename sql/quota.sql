@@ -68,6 +68,30 @@ WHERE state OPERATOR(pg_catalog.=) 'held';
 CREATE INDEX reservations_due_idx ON tenant_rls.reservations (expires_at) WHERE state OPERATOR(pg_catalog.=) 'held';
 CREATE INDEX reservations_ended_idx ON tenant_rls.reservations (expires_at) WHERE state OPERATOR(pg_catalog.<>) 'held';
 
+-- Closed periods: written once, so pages are full.
+CREATE TABLE tenant_rls.usage_history (
+    tenant_id uuid NOT NULL,
+    resource text COLLATE pg_catalog."C" NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    resets_at timestamp with time zone NOT NULL,
+    used bigint NOT NULL,
+    CONSTRAINT usage_history_pkey PRIMARY KEY (tenant_id, resource, period_start),
+    CONSTRAINT usage_history_used_check CHECK (used OPERATOR(pg_catalog.>=) 0)
+) WITH (fillfactor = 100);
+
+CREATE TABLE tenant_rls.quota_events (
+    tenant_id uuid NOT NULL,
+    resource text COLLATE pg_catalog."C" NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    threshold smallint NOT NULL,
+    used bigint NOT NULL,
+    quota_limit bigint NOT NULL,
+    occurred_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    notified boolean NOT NULL DEFAULT false,
+    CONSTRAINT quota_events_pkey PRIMARY KEY (tenant_id, resource, period_start, threshold)
+);
+CREATE INDEX quota_events_new_idx ON tenant_rls.quota_events (occurred_at) WHERE NOT notified;
+
 CREATE TABLE tenant_rls.attachments (
     relation regclass NOT NULL,
     root regclass NOT NULL,
@@ -92,6 +116,8 @@ ALTER TABLE tenant_rls.usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.ledger ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.leases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.attachments ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.usage_history ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_rls.quota_events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.idempotency_keys ENABLE ROW LEVEL SECURITY;
 ALTER TABLE tenant_rls.reservations ENABLE ROW LEVEL SECURITY;
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.usage', '');
@@ -99,11 +125,15 @@ SELECT pg_catalog.pg_extension_config_dump('tenant_rls.ledger', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.leases', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.idempotency_keys', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.reservations', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.usage_history', '');
+SELECT pg_catalog.pg_extension_config_dump('tenant_rls.quota_events', '');
 SELECT pg_catalog.pg_extension_config_dump('tenant_rls.attachments', '');
 COMMENT ON TABLE tenant_rls.usage IS 'units used, by tenant, resource and period, without those in tenant_rls.ledger';
 COMMENT ON TABLE tenant_rls.ledger IS 'units that transactions have added since, until a worker folds them into tenant_rls.usage';
 COMMENT ON TABLE tenant_rls.idempotency_keys IS 'quota calls with an idempotency key, and what they were answered';
 COMMENT ON TABLE tenant_rls.reservations IS 'units that are held, and what became of those that were';
+COMMENT ON TABLE tenant_rls.usage_history IS 'units used in closed periods, which tenant_rls.close_periods has moved here from tenant_rls.usage';
+COMMENT ON TABLE tenant_rls.quota_events IS 'when a tenant has crossed 80 and 100 per cent of a limit, once for each period and threshold';
 COMMENT ON VIEW tenant_rls.units IS 'units used, by tenant, resource and period, as they are committed';
 COMMENT ON TABLE tenant_rls.leases IS 'mode leased: units that a crash would strand, and those that crashes have stranded';
 
@@ -219,7 +249,7 @@ CREATE FUNCTION @extschema@.tenant_quota_attach(target regclass, resource text) 
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_quota_attach_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_quota_attach(regclass, text) IS
-'lets a gauge follow the rows of a protected table; several tables may feed one gauge';
+'lets a gauge follow the rows of a protected table, or their bytes if its unit is byte; several tables may feed one gauge';
 
 CREATE FUNCTION @extschema@.tenant_quota_detach(target regclass, resource text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
@@ -231,11 +261,17 @@ CREATE FUNCTION @extschema@.tenant_quota_reconcile(target regclass) RETURNS bigi
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tenant_quota_reconcile_wrapper';
 COMMENT ON FUNCTION @extschema@.tenant_quota_reconcile(regclass) IS
-'counts the rows behind the gauges of a table again; returns how many values were wrong. Blocks writers of these tables meanwhile';
+'counts the rows, or their bytes, behind the gauges of a table again; returns how many values were wrong. Blocks writers of these tables meanwhile';
+
+CREATE FUNCTION @extschema@.tenant_plan_impact(plan text, limits jsonb)
+RETURNS TABLE (tenant uuid, resource text, used bigint, quota_limit bigint, over_by bigint)
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'tenant_plan_impact';
+COMMENT ON FUNCTION @extschema@.tenant_plan_impact(text, jsonb) IS
+'which tenants of a plan use more than limits like {"users": 5, "projects": null} would allow; changes nothing. A limit of a tenant''s own that wins over the plan is the one that counts';
 
 CREATE FUNCTION @extschema@.tenant_gauge_changed() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'gauge_changed';
-COMMENT ON FUNCTION @extschema@.tenant_gauge_changed() IS 'trigger: keeps the gauges of a table equal to its rows';
+COMMENT ON FUNCTION @extschema@.tenant_gauge_changed() IS 'trigger: keeps the gauges of a table equal to its rows, or their bytes';
 
 CREATE FUNCTION tenant_rls.gauge_follow_tree() RETURNS event_trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'gauge_follow_tree';

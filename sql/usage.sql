@@ -42,6 +42,11 @@ CREATE FUNCTION tenant_rls.invariants() RETURNS TABLE (
 LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'invariants_wrapper';
 COMMENT ON FUNCTION tenant_rls.invariants() IS 'where what is recorded and what is there disagree, in one snapshot';
 
+CREATE FUNCTION tenant_rls.close_periods(batch bigint) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'close_periods_by_hand_wrapper';
+COMMENT ON FUNCTION tenant_rls.close_periods(bigint) IS
+'moves units of periods that ended more than an hour ago from tenant_rls.usage to tenant_rls.usage_history, batch rows at most; returns how many';
+
 CREATE VIEW @extschema@.tenant_usage WITH (security_barrier) AS
 SELECT
     v.tenant, v.resource, v.period_start, v.resets_at, v.used, v.held, v.quota_limit, v.remaining, v.percent_used,
@@ -73,11 +78,39 @@ FROM (
     AND u.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
     AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
     UNION ALL
+    SELECT h.tenant_id AS tenant, h.resource, h.period_start, h.resets_at AS period_end, h.used
+    FROM tenant_rls.usage_history AS h
+    WHERE NOT tenant_rls.sees_all() AND h.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
+    UNION ALL
     SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used
     FROM tenant_rls.units AS u
     WHERE tenant_rls.sees_all() AND u.resets_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp()
+    UNION ALL
+    SELECT h.tenant_id AS tenant, h.resource, h.period_start, h.resets_at AS period_end, h.used
+    FROM tenant_rls.usage_history AS h
+    WHERE tenant_rls.sees_all()
 ) AS v;
 COMMENT ON VIEW @extschema@.tenant_usage_history IS 'usage in closed periods';
+
+CREATE VIEW @extschema@.tenant_quota_events WITH (security_barrier) AS
+SELECT v.tenant, v.resource, v.period_start, v.threshold, v.used, v.quota_limit, v.occurred_at
+FROM (
+    SELECT
+        e.tenant_id AS tenant, e.resource,
+        CASE WHEN pg_catalog.isfinite(e.period_start) THEN e.period_start END AS period_start,
+        e.threshold, e.used, e.quota_limit, e.occurred_at
+    FROM tenant_rls.quota_events AS e
+    WHERE NOT tenant_rls.sees_all() AND e.tenant_id OPERATOR(pg_catalog.=) @extschema@.current_tenant()
+    UNION ALL
+    SELECT
+        e.tenant_id AS tenant, e.resource,
+        CASE WHEN pg_catalog.isfinite(e.period_start) THEN e.period_start END AS period_start,
+        e.threshold, e.used, e.quota_limit, e.occurred_at
+    FROM tenant_rls.quota_events AS e
+    WHERE tenant_rls.sees_all()
+) AS v;
+COMMENT ON VIEW @extschema@.tenant_quota_events IS
+'when 80 and 100 per cent of a limit were reached, once for each period; period_start is NULL for the period none';
 
 CREATE VIEW @extschema@.tenant_storage WITH (security_barrier) AS
 SELECT v.tenant, v.target, v.row_count, v.total_bytes

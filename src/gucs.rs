@@ -107,6 +107,14 @@ pub fn lease_timeout() -> i32 {
     LEASE_TIMEOUT.get()
 }
 
+// Every session of the database that listens hears of every tenant.
+static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// Whether a worker sends a NOTIFY when a tenant has crossed a threshold.
+pub fn notify() -> bool {
+    NOTIFY.get()
+}
+
 /// Defines the settings and reserves their prefix.
 pub fn init() {
     // SAFETY: reads a variable of the process.
@@ -179,6 +187,14 @@ pub fn init() {
         c"Writes a line to the server log for each change of the tenant.",
         c"With role, process, the tenant before and the tenant after.",
         &LOG_SWITCH,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"tenant_rls.notify",
+        c"Sends a NOTIFY when a tenant has crossed a threshold of a limit.",
+        c"By a background worker, on channel tenant_rls; read where it starts, so it belongs in the configuration or ALTER DATABASE.",
+        &NOTIFY,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -210,19 +210,6 @@ pub unsafe fn is_ours(command: *mut pg_sys::Node) -> bool {
     }
 }
 
-/// Makes the transition tables of a trigger visible to the statements that `f` runs.
-///
-/// # Safety
-///
-/// `data` is the context of the trigger call that is running.
-pub unsafe fn in_trigger<T>(data: *mut pg_sys::TriggerData, f: impl FnOnce() -> T) -> T {
-    in_spi(|| {
-        // SAFETY: SPI is connected, and the caller vouches for the data.
-        unsafe { pg_sys::SPI_register_trigger_data(data) };
-        f()
-    })
-}
-
 fn in_spi<T>(f: impl FnOnce() -> T) -> T {
     // SAFETY: connect and finish are paired; on an error the end of the (sub)transaction closes the
     // connection.
@@ -370,42 +357,6 @@ pub fn as_table_owner_in<T>(owner: pg_sys::Oid, schema: &str, f: impl FnOnce() -
     value
 }
 
-/// Statements made at run time and kept, one for each `K`.
-pub struct KeptPlans<K: std::hash::Hash + Eq>(
-    Backend<std::cell::RefCell<Option<std::collections::HashMap<K, pg_sys::SPIPlanPtr>>>>,
-);
-
-impl<K: std::hash::Hash + Eq> KeptPlans<K> {
-    /// None yet.
-    pub const fn new() -> KeptPlans<K> {
-        KeptPlans(Backend::new(std::cell::RefCell::new(None)))
-    }
-
-    /// Runs the statement of `key`, which `sql` makes when it is not known yet, inside [`in_trigger`].
-    pub fn run_in_trigger(&self, key: K, sql: impl FnOnce() -> String, each: impl FnMut(&Row)) -> u64 {
-        let known = self.0.borrow().as_ref().and_then(|plans| plans.get(&key).copied());
-        let plan = known.unwrap_or_else(|| {
-            let Ok(sql) = CString::new(sql()) else { pgrx::error!("a statement holds a zero byte") };
-            // SAFETY: SPI is connected by the caller and knows the transition tables.
-            let plan = unsafe {
-                let plan = pg_sys::SPI_prepare(sql.as_ptr(), 0, std::ptr::null_mut());
-                if plan.is_null() {
-                    let code = pg_sys::SPI_result;
-                    pgrx::error!("cannot plan {sql:?}: code {code}");
-                }
-                pg_sys::SPI_keepplan(plan);
-                plan
-            };
-            self.0.borrow_mut().get_or_insert_default().insert(key, plan);
-            plan
-        });
-        // SAFETY: the plan is kept and has no parameters.
-        let code =
-            unsafe { pg_sys::SPI_execute_plan(plan, std::ptr::null_mut(), std::ptr::null(), false, 0) };
-        finish_statement(code, c"a kept statement", each)
-    }
-}
-
 /// What a query sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Snapshot {
@@ -415,24 +366,30 @@ pub enum Snapshot {
     Active,
 }
 
+/// Runs `f` with that snapshot.
+pub fn with_snapshot<T>(snapshot: Snapshot, f: impl FnOnce() -> T) -> T {
+    if snapshot == Snapshot::Active {
+        return f();
+    }
+    // SAFETY: push and pop are paired; on an error the end of the (sub)transaction pops.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let value = f();
+        pg_sys::PopActiveSnapshot();
+        value
+    }
+}
+
 /// Runs a query that changes nothing.
 pub fn read(snapshot: Snapshot, sql: &str, each: impl FnMut(&Row)) -> u64 {
     let Ok(sql) = CString::new(sql) else {
         pgrx::error!("a statement holds a zero byte");
     };
     in_spi(|| {
-        // SAFETY: push and pop are paired; on an error the end of the (sub)transaction pops. A read-only
-        // statement runs with the snapshot that is active.
-        unsafe {
-            if snapshot == Snapshot::Latest {
-                pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-            }
-            let code = pg_sys::SPI_execute(sql.as_ptr(), true, 0);
-            let processed = finish_statement(code, &sql, each);
-            if snapshot == Snapshot::Latest {
-                pg_sys::PopActiveSnapshot();
-            }
-            processed
-        }
+        with_snapshot(snapshot, || {
+            // SAFETY: the text outlives the call; a read-only statement runs with the snapshot that is active.
+            let code = unsafe { pg_sys::SPI_execute(sql.as_ptr(), true, 0) };
+            finish_statement(code, &sql, each)
+        })
     })
 }

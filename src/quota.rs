@@ -7,14 +7,18 @@
 pub mod amounts;
 pub mod decision;
 mod escrow;
+pub mod events;
 pub mod gauge;
 pub mod idempotency;
+pub mod impact;
 pub mod lease;
 pub mod ledger;
 pub mod period;
 pub mod reservation;
 pub mod result;
 mod strict;
+pub mod tally;
+pub mod threshold;
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -493,6 +497,17 @@ pub fn sweep(batch: i64) -> Result<u64> {
     Ok(reservation::expire_due(batch)?
         + reservation::forget_ended(batch)?
         + idempotency::forget_expired(batch)?)
+}
+
+/// When the next reservation or stored answer expires, in microseconds since 2000-01-01.
+pub fn next_due() -> Result<Option<i64>> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT least( \
+             (SELECT pg_catalog.min(r.expires_at) FROM tenant_rls.reservations AS r WHERE r.state OPERATOR(pg_catalog.=) 'held'), \
+             (SELECT pg_catalog.min(k.expires_at) FROM tenant_rls.idempotency_keys AS k))",
+        &[],
+    );
+    Ok(as_owner(|| SELECT.first(&[], |row| row.get::<i64>(1)))?.flatten())
 }
 
 /// Tenants in whose rows a sweep changes something, in one transaction: it holds a lock for each.

@@ -49,8 +49,8 @@ pub use catalog::{
     FUNCTION_INFO, accept_invalidations, acting_role, current_role, definitions_generation, extension_schema,
     generation, in_restricted_operation, installed, owner, roles_generation,
 };
-pub use limits::{Kind, ModeName, Quota, Source, limited_resources, no_quota, quota, resource};
-use limits::{PlanLimits, Resource};
+use limits::PlanLimits;
+pub use limits::{Kind, ModeName, Quota, Resource, Source, limited_resources, no_quota, quota, resource};
 pub use own::{Own, own};
 use rights::Grant;
 pub use rights::{Rights, Ways, admit, may_act, rights, role_name};

@@ -14,7 +14,7 @@ use crate::plan::{CachedPlan, Snapshot, as_owner, read};
 use crate::quota::{self, gauge, period};
 use crate::registry;
 use crate::tenant::TenantId;
-use crate::{gucs, shmem};
+use crate::{clock, gucs, shmem};
 
 /// Whether the role sees the usage of all tenants.
 #[pg_extern(sql = false)]
@@ -145,6 +145,54 @@ fn roots() -> Result<Vec<(Table, Protected)>> {
     Ok(roots)
 }
 
+/// Moves units of closed periods from the table that calls write to the one that only views read, `batch` rows at most,
+/// so that no transaction of it is long. How many were moved.
+///
+/// A period counts as closed an hour after its end: calls that have begun in it are over by then, and what still comes
+/// is added by the next run. A row that somebody is changing is left for it too.
+pub fn close_periods(batch: i64) -> Result<u64> {
+    // Units that are held in a period keep it open.
+    static MOVE: CachedPlan = CachedPlan::new(
+        c"WITH closed AS ( \
+             SELECT u.tenant_id, u.resource, u.period_start FROM tenant_rls.usage AS u \
+             WHERE u.resets_at OPERATOR(pg_catalog.<) \
+                (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 hour'::pg_catalog.interval) \
+             AND NOT EXISTS (SELECT FROM tenant_rls.reservations AS r \
+                WHERE r.tenant_id OPERATOR(pg_catalog.=) u.tenant_id AND r.resource OPERATOR(pg_catalog.=) u.resource \
+                AND r.period_start OPERATOR(pg_catalog.=) u.period_start AND r.state OPERATOR(pg_catalog.=) 'held') \
+             LIMIT $1 FOR UPDATE SKIP LOCKED), \
+           moved AS ( \
+             DELETE FROM tenant_rls.usage AS u USING closed AS c \
+             WHERE u.tenant_id OPERATOR(pg_catalog.=) c.tenant_id \
+             AND u.resource OPERATOR(pg_catalog.=) c.resource \
+             AND u.period_start OPERATOR(pg_catalog.=) c.period_start \
+             RETURNING u.tenant_id, u.resource, u.period_start, u.resets_at, u.used) \
+           INSERT INTO tenant_rls.usage_history AS h (tenant_id, resource, period_start, resets_at, used) \
+           SELECT m.tenant_id, m.resource, m.period_start, m.resets_at, m.used FROM moved AS m \
+           ON CONFLICT (tenant_id, resource, period_start) \
+           DO UPDATE SET used = h.used OPERATOR(pg_catalog.+) EXCLUDED.used",
+        &[pg_sys::INT8OID],
+    );
+    // Shared memory lets go of the keys of closed periods by itself.
+    let write = registry::units::OwnWrite::begin();
+    let moved = as_owner(|| MOVE.execute(&[batch.into_datum()]));
+    drop(write);
+    moved
+}
+
+#[pg_extern(sql = false)]
+fn close_periods_by_hand(batch: Option<i64>) -> i64 {
+    let close = || match batch.ok_or(Error::Null("the batch"))? {
+        batch if batch > 0 => close_periods(batch),
+        batch => Err(Error::Invalid {
+            what: "batch",
+            value: batch.to_string(),
+            hint: "Use a number of rows of at least 1.".into(),
+        }),
+    };
+    or_raise(close()) as i64
+}
+
 /// A disagreement: tenant, resource, what it is, what was expected, what is there.
 type Finding = (Option<Uuid>, Option<String>, &'static str, Option<i64>, Option<i64>);
 
@@ -200,7 +248,9 @@ fn settled_counter(entry: &shmem::Entry) -> Option<Counter> {
         shmem::Kind::Leased => entry.granted.load(SeqCst),
     };
     let called_at = entry.called_at.load(SeqCst);
-    let is_settled = entry.pins.load(SeqCst) == 0 && !entry.is_stale();
+    // What was counted in a period that is over may have moved to the history.
+    let is_over = entry.resets_at.load(SeqCst) <= clock::now();
+    let is_settled = entry.pins.load(SeqCst) == 0 && !entry.is_stale() && !is_over;
     is_settled.then_some(Counter { key: *entry.key(), units, called_at })
 }
 
@@ -239,7 +289,11 @@ fn counters(findings: &mut Vec<Finding>) -> Result<()> {
 /// Usage of tenants or resources that the registry does not know.
 fn orphans(findings: &mut Vec<Finding>) -> Result<()> {
     let sql = "SELECT u.tenant_id, u.resource, t.tenant_id IS NULL, u.used \
-               FROM tenant_rls.units AS u \
+               FROM ( \
+                 SELECT c.tenant_id, c.resource, c.used FROM tenant_rls.units AS c \
+                 UNION ALL \
+                 SELECT h.tenant_id, h.resource, h.used FROM tenant_rls.usage_history AS h \
+               ) AS u \
                LEFT JOIN tenant_rls.tenants AS t ON t.tenant_id OPERATOR(pg_catalog.=) u.tenant_id \
                LEFT JOIN tenant_rls.resources AS r ON r.resource OPERATOR(pg_catalog.=) u.resource \
                WHERE t.tenant_id IS NULL OR r.resource IS NULL";
@@ -273,7 +327,7 @@ fn overheld(findings: &mut Vec<Finding>) -> Result<()> {
 
 /// Gauges that differ from the rows that they follow, in the snapshot of the calling statement.
 fn drift(resource: &str, findings: &mut Vec<Finding>) -> Result<()> {
-    let gauge::Behind { tenants: mut rows, strangers } = gauge::rows_behind(resource, Snapshot::Active)?;
+    let gauge::Behind { tenants: mut rows, strangers } = gauge::units_behind(resource, Snapshot::Active)?;
     for (name, count) in strangers {
         let tenant = name.tenant()?.map(|id| Uuid::from_bytes(*id.as_bytes()));
         let finding = "rows of a tenant that is not registered";

@@ -14,11 +14,13 @@ use pgrx::{PgTryBuilder, pg_sys};
 
 use crate::clock;
 use crate::error::Result;
-use crate::quota::{lease, ledger};
+use crate::gucs;
+use crate::quota::{self, events, lease, ledger};
 use crate::registry::{self, scan};
 use crate::shmem::{self, Database};
+use crate::usage;
 
-/// How often launcher and workers look, in microseconds.
+/// How often launcher and workers look.
 const TICK: Duration = Duration::from_millis(500);
 /// How often a worker folds the ledger and looks for what has fallen due, in microseconds.
 const ROUND: i64 = 1_000_000;
@@ -26,6 +28,10 @@ const ROUND: i64 = 1_000_000;
 const IDLE_ROUNDS: u32 = 1;
 /// How often the launcher looks which databases there are, in microseconds.
 const DATABASES: i64 = 60_000_000;
+/// Rows that one transaction moves or removes at most.
+const BATCH: i64 = 10_000;
+/// The shortest and the longest time until a worker looks again for what falls due, in microseconds.
+const DUE: (i64, i64) = (10_000_000, 3_600_000_000);
 /// The longest pause after failures, in microseconds.
 const LONGEST_PAUSE: i64 = 60_000_000;
 
@@ -212,7 +218,11 @@ fn work(database: &'static Database) {
             break;
         }
     }
-    if BackgroundWorker::sigterm_received() {
+    if !BackgroundWorker::sigterm_received() {
+        let now = clock::now();
+        let due_at = in_transaction(quota::next_due).unwrap_or(i64::MAX);
+        database.due_at.store(due_at.clamp(now + DUE.0, now + DUE.1), Ordering::SeqCst);
+    } else {
         // The server stops: what is not used goes back.
         while extend(database, lease::to_end(true).0) > 0 {}
     }
@@ -242,12 +252,21 @@ fn round(database: &Database) -> usize {
     loop {
         let folded = in_transaction(ledger::fold);
         ledger::settle(&folded);
+        if !folded.is_empty() {
+            in_transaction(|| events::record_folded(&folded));
+        }
         let rows: i64 = folded.iter().map(|key| key.rows).sum();
         database.folded.fetch_add(rows, Ordering::Relaxed);
         did += rows as usize;
         if rows == 0 || BackgroundWorker::sigterm_received() {
             break;
         }
+    }
+    for task in [quota::sweep, usage::close_periods, lease::forget_closed] {
+        did += in_transaction(|| task(BATCH)) as usize;
+    }
+    if gucs::notify() {
+        did += in_transaction(|| events::notify(BATCH)) as usize;
     }
     did
 }

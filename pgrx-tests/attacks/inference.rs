@@ -29,6 +29,12 @@ pub fn attacks() -> Vec<Attack> {
         attack("the usage history of all", "usage rights",
             "INSERT INTO tenant_rls.usage VALUES ('{B}', 'calls', '2020-01-01', '2021-01-01', 8675309042)",
             vec![ok("SELECT * FROM tenant_usage_history")]),
+        attack("the closed usage history of all", "usage rights",
+            "INSERT INTO tenant_rls.usage_history VALUES ('{B}', 'calls', '2020-01-01', '2021-01-01', 8675309042)",
+            vec![ok("SELECT * FROM tenant_usage_history")]),
+        attack("the events of all", "usage rights",
+            "INSERT INTO tenant_rls.quota_events VALUES ('{B}', 'calls', '2020-01-01', 80, 8675309042, 9)",
+            vec![ok("SELECT * FROM tenant_quota_events")]),
         attack("the usage of B without a tenant", "usage rights", "", vec![ok("SELECT tenant, used FROM tenant_usage"), ok("SELECT * FROM tenant_storage")]).by("app", ""),
         attack("the usage of a stranger", "catalog rights", "", vec![no("42501", "SELECT * FROM tenant_usage")]).by("stranger", ""),
         attack("the message of a unique violation", "message", "", vec![any("INSERT INTO people (id, email) VALUES (50, 'canary-b@example.com')")])

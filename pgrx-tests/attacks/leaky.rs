@@ -52,6 +52,11 @@ pub fn attacks() -> Vec<Attack> {
             vec![
                 ok("CREATE FUNCTION pg_temp.leak(uuid, bigint) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '% %', $1, $2; RETURN true; END $$"),
                 ok("SELECT resource FROM tenant_usage_history WHERE pg_temp.leak(tenant, used)")]),
+        attack("a leaky function in the view of events", "usage barrier",
+            "INSERT INTO tenant_rls.quota_events VALUES ('{B}', 'calls', '2020-01-01', 80, 8675309042, 9)",
+            vec![
+                ok("CREATE FUNCTION pg_temp.leak(uuid, bigint) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '% %', $1, $2; RETURN true; END $$"),
+                ok("SELECT resource FROM tenant_quota_events WHERE pg_temp.leak(tenant, used)")]),
         attack("a leaky function in the storage view", "usage barrier", "", vec![
             ok("CREATE FUNCTION pg_temp.leak(uuid, bigint) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '% %', $1, $2; RETURN true; END $$"),
             ok("SELECT target FROM tenant_storage WHERE pg_temp.leak(tenant, row_count) ORDER BY target::text")]),

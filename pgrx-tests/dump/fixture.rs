@@ -113,11 +113,12 @@ const PLANS: &str = "
     SELECT tenant_resource_define('compute_seconds', 'counter', 'second', 'year');
     SELECT tenant_resource_define('orders', 'gauge', 'order', 'none');
     SELECT tenant_resource_define('parts', 'gauge', 'part', 'none');
+    SELECT tenant_resource_define('doc_bytes', 'gauge', 'byte', 'none');
     SELECT tenant_plan_define('gold', 'free');
     SELECT tenant_plan_limit_set('gold', 'api_requests', NULL, unlimited => true, enforcement => 'shadow');
     SELECT tenant_plan_limit_set('gold', 'compute_seconds', 0, mode => 'leased');
     SELECT tenant_plan_limit_set(p.plan, r.resource, 100)
-    FROM (VALUES ('free'), ('starter'), ('gold')) AS p (plan), (VALUES ('orders'), ('parts')) AS r (resource);
+    FROM (VALUES ('free'), ('starter'), ('gold')) AS p (plan), (VALUES ('orders'), ('parts'), ('doc_bytes')) AS r (resource);
 ";
 
 fn tenants() -> String {
@@ -196,7 +197,7 @@ fn tables(roles: &Roles, schema: &str) -> String {
          SELECT tenant_protect('docs'), tenant_protect('notes', force => false);
          RESET ROLE;
          SELECT tenant_quota_attach('orders', 'orders'), tenant_quota_attach('{PARTS}', 'parts');
-         SELECT tenant_quota_attach('docs', 'parts');"
+         SELECT tenant_quota_attach('docs', 'parts'), tenant_quota_attach('docs', 'doc_bytes');"
     )
 }
 
@@ -208,7 +209,8 @@ fn rows() -> String {
          INSERT INTO docs VALUES (1, 101);
          INSERT INTO docs_scanned VALUES (2, 101, 10), (3, 102, 20);
          INSERT INTO notes VALUES (1, '{A}', true), (2, '{A}', false), (3, '{B}', true);
-         INSERT INTO tenant_rls.usage VALUES ('{A}', 'api_requests', '2025-01-01', '2025-02-01', 77);"
+         INSERT INTO tenant_rls.usage VALUES ('{A}', 'api_requests', '2025-01-01', '2025-02-01', 77);
+         INSERT INTO tenant_rls.usage_history VALUES ('{A}', 'api_requests', '2024-12-01', '2025-01-01', 66);"
     )
 }
 

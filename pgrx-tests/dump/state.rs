@@ -172,6 +172,7 @@ const KINDS: &[(&str, &str)] = &[
     ),
     ("usage now", "SELECT u::text FROM {schema}.tenant_usage AS u ORDER BY 1"),
     ("usage before", "SELECT u::text FROM {schema}.tenant_usage_history AS u ORDER BY 1"),
+    ("events", "SELECT e::text FROM {schema}.tenant_quota_events AS e ORDER BY 1"),
     ("storage", "SELECT s::text FROM {schema}.tenant_storage AS s ORDER BY 1"),
     ("tables", "SELECT (to_jsonb(t) - 'estimated_rows')::text FROM {schema}.tenant_tables AS t ORDER BY 1"),
     ("violated invariants", "SELECT i::text FROM {schema}.tenant_quota_invariants AS i ORDER BY 1"),

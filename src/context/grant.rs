@@ -39,7 +39,7 @@ pub const APPLICATION_FUNCTIONS: &[&str] = &[
 
 /// What an application reads. `tenant_grant` gives SELECT on these.
 pub const APPLICATION_VIEWS: &[&str] =
-    &["tenant_usage", "tenant_usage_history", "tenant_storage", "tenant_leases"];
+    &["tenant_usage", "tenant_usage_history", "tenant_quota_events", "tenant_storage", "tenant_leases"];
 
 /// What runs the registry. `tenant_grant_operator` gives EXECUTE on these.
 pub const OPERATOR_FUNCTIONS: &[&str] = &[
@@ -54,6 +54,7 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
     "tenant_resource_define(text, text, text, text)",
     "tenant_plan_define(text, text)",
     "tenant_plan_limit_set(text, text, bigint, boolean, text, text)",
+    "tenant_plan_impact(text, jsonb)",
     "tenant_billing_set(uuid, timestamptz, text)",
     "tenant_quota_set(uuid, text, bigint, boolean, timestamptz)",
     "tenant_quota_unset(uuid, text)",
@@ -84,6 +85,7 @@ pub const OPERATOR_FUNCTIONS: &[&str] = &[
 pub const OPERATOR_VIEWS: &[&str] = &[
     "tenant_usage",
     "tenant_usage_history",
+    "tenant_quota_events",
     "tenant_storage",
     "tenant_leases",
     "tenant_tables",

@@ -39,6 +39,7 @@ use crate::gucs::{self, Watch};
 use crate::plan::{CachedPlan, as_owner, is_ours};
 use crate::registry::{self, FUNCTION_INFO, admin};
 use command::Change;
+pub use command::reshaped;
 
 /// Something that the guard refuses.
 struct Finding {

@@ -80,12 +80,12 @@ pub fn named(name: Name, protected: &Protected) -> String {
     format!("t.{} OPERATOR(pg_catalog.=) {}", quote_ident(&protected.column), name.literal())
 }
 
-/// Rows, and their bytes as tuples.
+/// Rows, and their bytes: as tuples if [`measure`] has read them.
 #[derive(Clone, Copy, Default)]
 pub struct Size {
     /// The number of rows.
     pub rows: i64,
-    /// `pg_column_size` of the rows.
+    /// Their bytes.
     pub bytes: i64,
 }
 

@@ -1,10 +1,15 @@
-//! What `tenant_quota_consume_many` is asked for: an object of whole numbers.
+//! What `tenant_quota_consume_many` and `tenant_plan_impact` are asked for: an object of whole numbers.
 //!
-//! Pure: JSON in, amounts by resource out.
+//! Pure: JSON in, amounts or limits by resource out.
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+use super::decision::Limit;
+
+/// Limits by resource.
+pub type Limits = BTreeMap<String, Limit>;
 
 /// Why the JSON is not an object of amounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,22 +27,33 @@ pub enum AmountsError {
 ///
 /// [`AmountsError`] for everything else. No amount is left out, rounded or clamped.
 pub fn parse(text: &str) -> Result<BTreeMap<String, i64>, AmountsError> {
-    // A jsonb may hold numbers beyond those of the parser.
-    let amounts = serde_json::from_str(text).map_err(|_| AmountsError::Kind(text.into()))?;
-    of_value(amounts)
+    object(text)?.into_iter().map(|(resource, amount)| Ok((resource, whole(&amount)?))).collect()
 }
 
-fn of_value(amounts: Value) -> Result<BTreeMap<String, i64>, AmountsError> {
-    let Value::Object(object) = amounts else { return Err(AmountsError::Kind(amounts.to_string())) };
-    let mut checked = BTreeMap::new();
-    for (resource, amount) in object {
-        let amount = amount.as_i64().ok_or_else(|| AmountsError::Kind(amount.to_string()))?;
-        if amount < 0 {
-            return Err(AmountsError::Negative(amount));
-        }
-        checked.insert(resource, amount);
+/// Reads the text of `{"resource": limit, …}`: as [`parse`], and null is unlimited.
+///
+/// # Errors
+///
+/// [`AmountsError`] for everything else.
+pub fn parse_limits(text: &str) -> Result<Limits, AmountsError> {
+    let limit = |value: Value| if value.is_null() { Ok(None) } else { whole(&value).map(Some) };
+    object(text)?.into_iter().map(|(resource, value)| Ok((resource, limit(value)?))).collect()
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, AmountsError> {
+    // A jsonb may hold numbers beyond those of the parser.
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        _ => Err(AmountsError::Kind(text.into())),
     }
-    Ok(checked)
+}
+
+fn whole(value: &Value) -> Result<i64, AmountsError> {
+    match value.as_i64() {
+        Some(amount) if amount >= 0 => Ok(amount),
+        Some(amount) => Err(AmountsError::Negative(amount)),
+        None => Err(AmountsError::Kind(value.to_string())),
+    }
 }
 
 #[cfg(test)]
@@ -71,6 +87,17 @@ mod tests {
         }
         assert_eq!(of(r#"{"a": 1, "b": -1}"#), Err(AmountsError::Negative(-1)));
         assert_eq!(of(r#"{"a": -9223372036854775808}"#), Err(AmountsError::Negative(i64::MIN)));
+    }
+
+    #[test]
+    fn a_limit_of_null_is_unlimited() {
+        let limits =
+            parse_limits(r#"{"b": null, "a": 0}"#).map(|limits| limits.into_iter().collect::<Vec<_>>());
+        assert_eq!(limits, Ok(vec![("a".into(), Some(0)), ("b".into(), None)]));
+        for text in ["null", "[]", r#"{"a": "null"}"#, r#"{"a": 1.5}"#, r#"{"a": 1e400}"#] {
+            assert!(matches!(parse_limits(text), Err(AmountsError::Kind(_))), "{text}");
+        }
+        assert_eq!(parse_limits(r#"{"a": -1}"#), Err(AmountsError::Negative(-1)));
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

@@ -1,24 +1,27 @@
-//! Gauges that follow the rows of a protected table.
+//! Gauges that follow the rows of a protected table, or their bytes.
 //!
 //! Each table of the tree has statement triggers with transition tables: after an INSERT, UPDATE, DELETE, MERGE
 //! or COPY they count the rows that came and went, by tenant, and move the gauge in the same transaction. A
 //! statement on a partitioned table fires the triggers of that table alone, with the rows of all partitions, so
 //! nothing counts twice. TRUNCATE counts before the rows go. Tables that leave the tree or are dropped take
-//! their rows along: the gauge is counted again.
+//! their rows along, and a column that comes with a value, goes or changes its type changes the bytes of rows that
+//! nobody writes: the gauge is counted again.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
-use super::{Key, escrow, exhausted, mode_of, reservation};
+use super::{Key, escrow, exhausted, mode_of, reservation, tally};
 use crate::context::fence;
 use crate::error::{Error, Result, or_raise};
-use crate::isolation::policy::{qualified, quote_ident, quote_literal};
-use crate::isolation::rows::{self, Name, Scope};
+use crate::isolation::guard;
+use crate::isolation::policy::{qualified, quote_literal};
+use crate::isolation::rows::{self, Name, Scope, Size};
 use crate::isolation::table::{self, Protected};
-use crate::plan::{CachedPlan, KeptPlans, Snapshot, as_owner, execute_text, in_trigger, read};
-use crate::registry::{self, FUNCTION_INFO, Kind};
+use crate::plan::{CachedPlan, Snapshot, as_owner, execute_text, read};
+use crate::registry::{self, FUNCTION_INFO, Kind, Resource};
 use crate::tenant::TenantId;
 
 /// Events, with what each trigger needs beside them.
@@ -29,24 +32,12 @@ const TRIGGERS: [(&str, &str); 4] = [
     ("truncate", "BEFORE TRUNCATE ON {}"),
 ];
 
-/// The resource, if it is a gauge that can follow rows.
+/// The resource, if it is a gauge.
 fn checked_gauge(resource: Option<&str>) -> Result<String> {
-    static UNIT: CachedPlan = CachedPlan::new(
-        c"SELECT r.unit FROM tenant_rls.resources AS r WHERE r.resource OPERATOR(pg_catalog.=) $1",
-        &[pg_sys::TEXTOID],
-    );
     registry::accept_invalidations();
     let resource = registry::resource(resource.ok_or(Error::Null("the resource"))?)?;
     if resource.kind != Kind::Gauge {
         return Err(Error::NotAGauge { resource: resource.name.to_string() });
-    }
-    let unit = as_owner(|| UNIT.first(&[(&*resource.name).into_datum()], |row| row.get::<String>(1)))?;
-    if unit.flatten().as_deref() == Some("byte") {
-        return Err(Error::Unsupported {
-            what: format!("gauge \"{}\" counts bytes", resource.name),
-            detail: "This version lets a gauge follow the number of rows only.".into(),
-            hint: "Define a gauge with another unit.",
-        });
     }
     Ok(resource.name.to_string())
 }
@@ -241,38 +232,58 @@ fn members_of(root: pg_sys::Oid, resource: &str) -> Result<Vec<pg_sys::Oid>> {
 }
 
 /// Rows that came and went, by tenant. A row that names nobody must not come, and may go.
-fn by_tenant(counts: impl IntoIterator<Item = (Name, i64)>) -> Result<BTreeMap<TenantId, i64>> {
+fn by_tenant(sizes: BTreeMap<Name, Size>) -> Result<BTreeMap<TenantId, Size>> {
     let mut sums = BTreeMap::new();
-    for (name, count) in counts {
+    for (name, size) in sizes {
         let tenant = match name.known_tenant() {
-            Err(Error::UnknownTenant(_) | Error::UnknownKey(_)) if count <= 0 => continue,
+            Err(Error::UnknownTenant(_) | Error::UnknownKey(_)) if size.rows <= 0 => continue,
             tenant => tenant?,
         };
-        *sums.entry(tenant).or_insert(0) += count;
+        sums.insert(tenant, size);
     }
     Ok(sums)
 }
 
-/// The rows behind a gauge.
+/// What a gauge counts of these rows.
+fn units(resource: &Resource, size: Size) -> i64 {
+    if resource.counts_bytes { size.bytes } else { size.rows }
+}
+
+/// The rows that are in a table or its tree. Their bytes only if asked for: that reads every value.
+fn in_tables(
+    protected: &Protected,
+    scope: Scope,
+    snapshot: Snapshot,
+    bytes: bool,
+) -> Result<BTreeMap<Name, Size>> {
+    if bytes {
+        return tally::of_tables(protected, scope, snapshot);
+    }
+    let counts = rows::count(&table::find(protected.relation)?, protected, scope, snapshot)?;
+    Ok(counts.into_iter().map(|(name, rows)| (name, Size { rows, bytes: 0 })).collect())
+}
+
+/// The units behind a gauge.
 #[derive(Default)]
 pub struct Behind {
-    /// Rows of tenants.
+    /// Units of tenants.
     pub tenants: BTreeMap<TenantId, i64>,
-    /// Rows that name nobody who is registered: they count for no gauge.
+    /// Units that name nobody who is registered: they count for no gauge.
     pub strangers: BTreeMap<Name, i64>,
 }
 
-/// Rows behind a gauge.
-pub fn rows_behind(resource: &str, snapshot: Snapshot) -> Result<Behind> {
+/// Units of the rows behind a gauge.
+pub fn units_behind(resource: &str, snapshot: Snapshot) -> Result<Behind> {
     let mut behind = Behind::default();
+    let gauge = registry::resource(resource)?;
     for root in attached_roots(resource)? {
         let Some(protected) = table::protected(root)? else { continue };
-        for (name, count) in rows::count(&table::find(root)?, &protected, Scope::Tree, snapshot)? {
+        for (name, size) in in_tables(&protected, Scope::Tree, snapshot, gauge.counts_bytes)? {
             let sum = match name.registered()? {
                 Some(tenant) => behind.tenants.entry(tenant).or_insert(0),
                 None => behind.strangers.entry(name).or_insert(0),
             };
-            *sum += count;
+            *sum += units(&gauge, size);
         }
     }
     Ok(behind)
@@ -290,7 +301,7 @@ fn lock_and_count(resource: &str) -> Result<Behind> {
         table::lock_tree(root, pg_sys::ShareRowExclusiveLock);
     }
     registry::accept_invalidations();
-    rows_behind(resource, Snapshot::Latest)
+    units_behind(resource, Snapshot::Latest)
 }
 
 /// Counts the rows behind a gauge and writes what differs. Returns how many values were wrong.
@@ -360,15 +371,11 @@ fn correct(tenant: TenantId, resource: &str, units: i64) -> Result<()> {
     Ok(())
 }
 
-/// Moves the gauges of a table by rows that came (positive) and went (negative), in the order of the tenants.
-fn move_gauges(relation: pg_sys::Oid, deltas: BTreeMap<TenantId, i64>) -> Result<()> {
-    if deltas.values().all(|delta| *delta == 0) {
-        return Ok(());
-    }
-    registry::accept_invalidations();
-    for resource in resources_of(relation)? {
-        for (tenant, delta) in &deltas {
-            move_gauge(*tenant, &resource, *delta)?;
+/// Moves gauges by rows that came (positive) and went (negative), in the order of the tenants.
+fn move_gauges(gauges: &[Rc<Resource>], sizes: BTreeMap<TenantId, Size>) -> Result<()> {
+    for gauge in gauges {
+        for (tenant, size) in &sizes {
+            move_gauge(*tenant, &gauge.name, units(gauge, *size))?;
         }
     }
     Ok(())
@@ -403,9 +410,7 @@ pub unsafe extern "C-unwind" fn gauge_changed(fcinfo: pg_sys::FunctionCallInfo) 
         if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
             Error::NotPermitted { what: "this function is a trigger".into(), hint: "" }.raise();
         }
-        let data = context.cast::<pg_sys::TriggerData>();
-        let relation = (*(*data).tg_relation).rd_id;
-        or_raise(changes(data, relation).and_then(|deltas| move_gauges(relation, deltas)));
+        or_raise(follow_rows(context.cast()));
     }
     pg_sys::Datum::null()
 }
@@ -416,43 +421,27 @@ pub extern "C" fn pg_finfo_gauge_changed() -> *const pg_sys::Pg_finfo_record {
     &FUNCTION_INFO
 }
 
-/// Rows that came and went, by tenant.
-unsafe fn changes(data: *mut pg_sys::TriggerData, relation: pg_sys::Oid) -> Result<BTreeMap<TenantId, i64>> {
-    static PLANS: KeptPlans<(pg_sys::Oid, u32, String)> = KeptPlans::new();
-    let Some(protected) = followed(relation)? else { return Ok(BTreeMap::new()) };
+/// Moves the gauges of a table by the rows that a statement has brought and taken.
+unsafe fn follow_rows(data: *mut pg_sys::TriggerData) -> Result<()> {
     // SAFETY: the data is that of the running trigger.
-    let event = unsafe { (*data).tg_event } & pg_sys::TRIGGER_EVENT_OPMASK;
-    if event == pg_sys::TRIGGER_EVENT_TRUNCATE {
-        let counts = rows::count(&table::find(relation)?, &protected, Scope::Only, Snapshot::Latest)?;
-        return by_tenant(counts.into_iter().map(|(name, count)| (name, -count)));
-    }
-    let sql = || {
-        let column = quote_ident(&protected.column);
-        let part = |rows: &str, sign: &str| {
-            format!("SELECT t.{column}{} AS tenant, {sign}1 AS rows FROM {rows} AS t", protected.key.cast())
-        };
-        let parts = match event {
-            pg_sys::TRIGGER_EVENT_INSERT => part("new_rows", ""),
-            pg_sys::TRIGGER_EVENT_DELETE => part("old_rows", "-"),
-            _ => format!("{} UNION ALL {}", part("new_rows", ""), part("old_rows", "-")),
-        };
-        format!("SELECT p.tenant, pg_catalog.sum(p.rows) FROM ({parts}) AS p GROUP BY 1")
+    let (relation, event) = unsafe { ((*(*data).tg_relation).rd_id, (*data).tg_event) };
+    let Some(protected) = followed(relation)? else { return Ok(()) };
+    registry::accept_invalidations();
+    let names = resources_of(relation)?;
+    let gauges = names.iter().map(|name| registry::resource(name)).collect::<Result<Vec<_>>>()?;
+    let bytes = gauges.iter().any(|gauge| gauge.counts_bytes);
+    let sizes = if event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_TRUNCATE {
+        let there = in_tables(&protected, Scope::Only, Snapshot::Latest, bytes)?;
+        let gone = |size: Size| Size { rows: -size.rows, bytes: -size.bytes };
+        there.into_iter().map(|(name, size)| (name, gone(size))).collect()
+    } else {
+        // SAFETY: as above.
+        unsafe { tally::changed(data, &protected, bytes) }
     };
-    let mut counts = Vec::new();
-    // SAFETY: as above.
-    unsafe {
-        in_trigger(data, || {
-            // A table may be protected again, by another column.
-            PLANS.run_in_trigger((relation, event, protected.column.clone()), sql, |row| {
-                let name = Name::in_row(row, protected.key);
-                counts.extend(name.zip(row.get::<i64>(2)));
-            });
-        });
-    }
-    by_tenant(counts)
+    move_gauges(&gauges, by_tenant(sizes)?)
 }
 
-/// Event trigger: tables that joined or left a tree that a gauge follows.
+/// Event trigger: tables that joined or left a tree that a gauge follows, or whose rows have other bytes.
 ///
 /// # Safety
 ///
@@ -464,6 +453,7 @@ pub unsafe extern "C-unwind" fn gauge_follow_tree(_fcinfo: pg_sys::FunctionCallI
         if !registry::installed() {
             return Ok(());
         }
+        let reshaped = guard::reshaped();
         for (root, resource) in attachments()? {
             let known = members_of(root, &resource)?;
             let tree = table::tree(root);
@@ -475,7 +465,9 @@ pub unsafe extern "C-unwind" fn gauge_follow_tree(_fcinfo: pg_sys::FunctionCallI
             for member in &left {
                 unfollow(**member, &resource)?;
             }
-            if !joined.is_empty() || !left.is_empty() {
+            let has_other_bytes = tree.iter().any(|member| reshaped.contains(member))
+                && registry::resource(&resource)?.counts_bytes;
+            if !joined.is_empty() || !left.is_empty() || has_other_bytes {
                 count_again(&resource)?;
             }
         }
@@ -503,7 +495,7 @@ fn attachments() -> Result<Vec<(pg_sys::Oid, String)>> {
     Ok(attachments)
 }
 
-/// Event trigger: forgets what is gone, and what its rows counted.
+/// Event trigger: forgets what is gone, and what its rows and values counted.
 ///
 /// # Safety
 ///
@@ -516,13 +508,38 @@ pub unsafe extern "C-unwind" fn relations_dropped(_fcinfo: pg_sys::FunctionCallI
         if !registry::installed() {
             return Ok(());
         }
-        for resource in table::forget_dropped()? {
+        let mut counted = table::forget_dropped()?;
+        counted.extend(with_fewer_columns()?);
+        counted.sort();
+        counted.dedup();
+        for resource in counted {
             count_again(&resource)?;
         }
         Ok(())
     };
     or_raise(forget());
     pg_sys::Datum::null()
+}
+
+/// The gauges of bytes that follow tables of which a column is being dropped.
+fn with_fewer_columns() -> Result<Vec<String>> {
+    static COLUMNS: CachedPlan = CachedPlan::new(
+        c"SELECT DISTINCT d.objid FROM pg_catalog.pg_event_trigger_dropped_objects() AS d \
+          WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+          AND d.objsubid OPERATOR(pg_catalog.>) 0",
+        &[],
+    );
+    let mut relations = Vec::new();
+    COLUMNS.run(&[], |row| relations.extend(row.get::<pg_sys::Oid>(1)));
+    let mut gauges = Vec::new();
+    for relation in relations {
+        for resource in resources_of(relation)? {
+            if registry::resource(&resource)?.counts_bytes {
+                gauges.push(resource);
+            }
+        }
+    }
+    Ok(gauges)
 }
 
 /// Version record of [`relations_dropped`].

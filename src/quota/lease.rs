@@ -375,6 +375,19 @@ pub fn note_stranded() -> Result<()> {
     })
 }
 
+/// Forgets what leases of closed periods have stranded. How many there were.
+pub fn forget_closed(batch: i64) -> Result<u64> {
+    static DELETE: CachedPlan = CachedPlan::new(
+        c"DELETE FROM tenant_rls.leases AS l WHERE l.ctid OPERATOR(pg_catalog.=) ANY (ARRAY( \
+             SELECT s.ctid FROM tenant_rls.leases AS s WHERE s.chunk OPERATOR(pg_catalog.=) 0 \
+             AND (s.stranded OPERATOR(pg_catalog.=) 0 OR s.resets_at OPERATOR(pg_catalog.<) \
+                (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 hour'::pg_catalog.interval)) \
+             LIMIT $1))",
+        &[pg_sys::INT8OID],
+    );
+    as_owner(|| DELETE.execute(&[batch.into_datum()]))
+}
+
 /// Leases of this database that should be looked at without being asked for, a thousand at most, and how many there are.
 pub fn to_end(everything: bool) -> (Vec<shmem::Key>, usize) {
     let now = clock::now();

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
 use crate::registry;
-use crate::shmem::{self, Entry, Recorded};
+use crate::shmem::{self, Entry, Kind, Recorded};
 use crate::tenant::TenantId;
 
 /// Rows that one transaction folds at most.
@@ -140,6 +140,17 @@ pub struct Folded {
     pub rows: i64,
     /// The units that are in `tenant_rls.usage` now.
     pub used: i64,
+}
+
+impl Folded {
+    /// The units that were used of these: of a lease a part is granted ahead.
+    pub fn handed_out(&self) -> i64 {
+        let handed_out = shmem::Key::new(self.tenant, &self.resource, self.period_start).and_then(|key| {
+            shmem::look(&key, |entry| (entry.kind() == Kind::Leased).then(|| entry.sup.load(SeqCst)))
+                .flatten()
+        });
+        handed_out.unwrap_or(self.used)
+    }
 }
 
 /// Folds rows that are committed, in this transaction. When it has committed, [`settle`] must be told.

@@ -18,7 +18,7 @@ use pgrx::{Uuid, pg_sys};
 
 use super::decision::Verdict;
 use super::escrow::{self, Escrow};
-use super::{Key, Mode, ledger};
+use super::{Key, Mode, events, ledger};
 use crate::error::{Error, Result};
 use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
@@ -72,6 +72,9 @@ impl Mode for Strict {
         let (verdict, used) = self.take_locked(key, amount)?;
         if verdict.granted == 0 {
             lock.release();
+        } else {
+            let before = Some(used - verdict.granted);
+            events::record(key.tenant.id, &key.quota.resource.name, start(key), before, used, key.limit)?;
         }
         Ok((verdict, used))
     }

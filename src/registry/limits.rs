@@ -33,6 +33,8 @@ pub struct Resource {
     pub period: Period,
     /// Whether the gauge follows the rows of a table.
     pub attached: bool,
+    /// Whether it follows their bytes rather than their number.
+    pub counts_bytes: bool,
 }
 
 /// How units are counted: see `quota::Mode`.
@@ -149,9 +151,10 @@ fn resources() -> Result<Rc<HashMap<Rc<str>, Rc<Resource>>>> {
                 };
                 // The cache is its own counter.
                 let attached = attached.contains(&name) || name == cache::RESOURCE;
+                let counts_bytes = row.get::<String>(scan::resources::UNIT).as_deref() == Some("byte");
                 let name: Rc<str> = name.into();
                 let period = period.unwrap_or(Period::None);
-                all.insert(name.clone(), Rc::new(Resource { name, kind, period, attached }));
+                all.insert(name.clone(), Rc::new(Resource { name, kind, period, attached, counts_bytes }));
             });
             Ok(Rc::new(all))
         },

@@ -33,6 +33,7 @@ pub mod tenants {
 pub mod resources {
     pub const RESOURCE: i16 = 1;
     pub const KIND: i16 = 2;
+    pub const UNIT: i16 = 3;
     pub const PERIOD: i16 = 4;
 }
 
@@ -177,6 +178,11 @@ pub mod reservations {
     pub const PERIOD_START: i16 = 4;
     pub const UNITS: i16 = 6;
     pub const EXPIRES_AT: i16 = 7;
+}
+
+/// Column numbers of `tenant_rls.quota_events`; its key begins with the columns of that of `usage`.
+pub mod quota_events {
+    pub const THRESHOLD: i16 = 4;
 }
 
 /// Column numbers of `tenant_rls.cache`.

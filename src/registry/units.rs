@@ -6,8 +6,7 @@ use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
 use super::cache;
-use super::catalog::FUNCTION_INFO;
-use super::catalog::catalog;
+use super::catalog::{FUNCTION_INFO, catalog, table};
 use super::scan::{self, Changed, Key, scan, scan_in_order};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -102,6 +101,20 @@ fn usage_key(id: TenantId, resource: &str, period_start: i64) -> [Key<'_>; 3] {
         Key::Text(scan::usage::RESOURCE, resource),
         Key::Instant(scan::usage::PERIOD_START, period_start),
     ]
+}
+
+/// The thresholds of that key that have an event, as they are committed now. `None` if the SQL version is older than
+/// events.
+pub fn known_thresholds(id: TenantId, resource: &str, period_start: i64) -> Result<Option<Vec<i16>>> {
+    let (events, pkey) = (table("quota_events"), table("quota_events_pkey"));
+    if events == pg_sys::InvalidOid || pkey == pg_sys::InvalidOid {
+        return Ok(None);
+    }
+    let mut known = Vec::new();
+    scan(events, pkey, &usage_key(id, resource, period_start), |row| {
+        known.extend(row.get::<i16>(scan::quota_events::THRESHOLD));
+    });
+    Ok(Some(known))
 }
 
 /// Keeps all quota calls away from units until the transaction ends, and waits for those at work.

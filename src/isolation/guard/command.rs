@@ -42,17 +42,53 @@ pub enum Change {
     Routine(pg_sys::Oid),
 }
 
-/// What the command that has just ended has done, in order, each once.
-pub fn changes() -> Vec<Change> {
+/// The parts of the command that has just ended. The server keeps them until its event triggers have ended.
+fn collected() -> Vec<*mut pg_sys::CollectedCommand> {
     static COMMANDS: CachedPlan = CachedPlan::new(
         c"SELECT c.command FROM pg_catalog.pg_event_trigger_ddl_commands() AS c WHERE NOT c.in_extension",
         &[],
     );
     let mut commands = Vec::new();
     COMMANDS.run(&[], |row| commands.push(row.pointer::<pg_sys::CollectedCommand>(1)));
+    commands
+}
+
+/// Tables whose rows have come to hold other values though nobody has written them: a column was added, or its values
+/// were computed anew.
+pub fn reshaped() -> Vec<pg_sys::Oid> {
+    let mut relations = Vec::new();
+    for command in collected() {
+        // SAFETY: as in `collect` and `alter`.
+        unsafe {
+            if (*command).type_ == pg_sys::CollectedCommandType::SCT_AlterTable {
+                let altered = (*command).d.alterTable;
+                let reshapes = items(altered.subcmds).any(|part| {
+                    let part = part.cast::<pg_sys::CollectedATSubcmd>();
+                    computes((*(*part).parsetree.cast::<pg_sys::AlterTableCmd>()).subtype)
+                });
+                if reshapes {
+                    relations.push(altered.objectId);
+                }
+            }
+        }
+    }
+    relations
+}
+
+fn computes(subtype: Part::Type) -> bool {
+    let subtype = kind(subtype);
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    if subtype == Part::AT_SetExpression {
+        return true;
+    }
+    matches!(subtype, Part::AT_AddColumn | Part::AT_AlterColumnType)
+}
+
+/// What the command that has just ended has done, in order, each once.
+pub fn changes() -> Vec<Change> {
     let mut changes = Vec::new();
     let mut made = Vec::new();
-    for command in commands {
+    for command in collected() {
         // SAFETY: the server keeps what it has collected until its event triggers have ended.
         unsafe { collect(command, &mut made, &mut changes) };
     }
