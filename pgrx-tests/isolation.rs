@@ -346,6 +346,59 @@ fn equal_checks_of_a_row_are_made_once() {
     }
 }
 
+/// A row is judged as it is written: by a trigger, of another tenant or of nobody.
+#[test]
+fn a_trigger_cannot_give_a_row_away() {
+    let db = Db::with_orders();
+    db.admin().run(&format!(
+        "CREATE FUNCTION give() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN NEW.tenant_id := CASE NEW.note WHEN 'give' THEN '{B}' WHEN 'drop' THEN NULL ELSE '{A}' END::uuid;
+                  RETURN NEW; END $$;
+         CREATE TRIGGER give BEFORE INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION give()"
+    ));
+    let mut app = db.connect_as(&db.app(), A);
+    for note in ["give", "drop"] {
+        assert_eq!(app.fails(&format!("INSERT INTO orders VALUES (5, '{A}', '{note}')")), "42501", "{note}");
+        assert_eq!(app.fails(&format!("UPDATE orders SET note = '{note}' WHERE id = 1")), "42501", "{note}");
+    }
+    app.run(&format!(
+        "INSERT INTO orders VALUES (5, '{B}', 'a5'); UPDATE orders SET note = 'a1!' WHERE id = 1"
+    ));
+    assert_eq!(notes(&mut app), ["a1!", "a2", "a5"]);
+}
+
+/// A plan that is used again judges by the tenant of now, also after the table has changed.
+#[test]
+fn a_prepared_insert_follows_the_tenant() {
+    let db = Db::with_orders();
+    let mut app = db.connect_as(&db.app(), A);
+    app.run("SET plan_cache_mode = force_generic_plan; PREPARE add (int, uuid) AS INSERT INTO orders VALUES ($1, $2)");
+    let add = |id: i32, tenant: &str| format!("EXECUTE add ({id}, '{tenant}')");
+    for id in [5, 7] {
+        app.run(&add(id, A));
+        assert_eq!(app.fails(&add(id + 1, B)), "42501");
+        app.run(&format!("SET app.current_tenant = '{B}'; {}", add(id + 1, B)));
+        assert_eq!(app.fails(&add(id + 10, A)), "42501");
+        app.run(&format!("SET app.current_tenant = '{A}'"));
+        db.admin().run("ALTER TABLE orders DROP COLUMN IF EXISTS note, ADD COLUMN IF NOT EXISTS more int");
+    }
+}
+
+/// A role that must not call the function of the policies writes nothing, also by a plan that it has.
+#[test]
+fn a_write_needs_the_function() {
+    let db = Db::with_orders();
+    let mut app = db.connect_as(&db.app(), A);
+    app.run(&format!(
+        "SET plan_cache_mode = force_generic_plan; PREPARE add (int) AS INSERT INTO orders VALUES ($1, '{A}')"
+    ));
+    app.run("EXECUTE add (5)");
+    db.admin().run("REVOKE EXECUTE ON FUNCTION required_tenant() FROM PUBLIC");
+    assert_eq!(app.fails("EXECUTE add (6)"), "42501");
+    db.admin().run("GRANT EXECUTE ON FUNCTION required_tenant() TO PUBLIC");
+    app.run("EXECUTE add (6)");
+}
+
 /// Policies cannot be switched off by those who are subject to them.
 #[test]
 fn row_security_cannot_be_switched_off() {

@@ -5,7 +5,7 @@
 //! sees one tenant, [`grant`] for who may act for whom, [`ticket`] for signed tickets.
 
 pub mod carrier;
-mod current;
+pub mod current;
 pub mod fence;
 pub mod grant;
 pub mod marker;

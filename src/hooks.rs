@@ -64,7 +64,7 @@ unsafe extern "C-unwind" fn planner(
             Some(previous) => previous(query, text, options, parameters),
             None => standard_planner(query, text, options, parameters),
         };
-        if checks::may_repeat(plan) {
+        if checks::any(plan) {
             simplify_checks(plan);
         }
         plan
@@ -79,7 +79,7 @@ unsafe extern "C-unwind" fn check_printing() {
 #[pg_guard]
 unsafe extern "C-unwind" fn simplify_checks(plan: *mut pg_sys::PlannedStmt) {
     // SAFETY: the plan is the hook's.
-    unsafe { checks::take_out_repeated(plan) }
+    unsafe { checks::simplify(plan) }
 }
 
 unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
@@ -97,6 +97,7 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
             Some(previous) => previous(query, flags),
             None => standard_ExecutorStart(query, flags),
         }
+        checks::take_over(query);
         if let Some(tenant) = writer {
             mark_writer(query, tenant);
         }

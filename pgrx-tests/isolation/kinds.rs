@@ -139,19 +139,20 @@ fn keys_are_tenants() {
     }
 }
 
-/// A tenant without a key reads no table that goes by keys.
+/// A tenant without a key reads and writes no table that goes by keys.
 #[test]
 fn a_tenant_without_a_key_is_refused() {
     let db = Db::with_orders();
     let app = db.app();
     db.admin().run(&format!(
         "CREATE TABLE posts (id int, account_id bigint NOT NULL); INSERT INTO posts VALUES (1, 0);
-         SELECT tenant_protect('posts', 'account_id'); GRANT SELECT ON posts TO {app}"
+         SELECT tenant_protect('posts', 'account_id'); GRANT SELECT, INSERT ON posts TO {app}"
     ));
     let mut session = db.connect_as(&app, A);
     assert_eq!(session.fails("SELECT FROM posts"), "55000");
+    assert_eq!(session.fails("INSERT INTO posts VALUES (2, 1)"), "55000");
     db.admin().run(&format!("UPDATE tenant_rls.tenants SET tenant_key = 1 WHERE tenant_id = '{A}'"));
-    session.run("SELECT FROM posts");
+    session.run("SELECT FROM posts; INSERT INTO posts VALUES (2, 1)");
 }
 
 /// An integer column is read by its index.

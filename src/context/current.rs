@@ -88,43 +88,64 @@ unsafe extern "C-unwind" fn first_call(
             }
             return without_key(fcinfo, wanted, marker);
         }
-        let stored = marker::is_stored_expression(fcinfo);
-        if stored && let Some(known) = marker::find((*flinfo).fn_mcxt) {
-            if (*known).generation != setting::generation() {
-                Error::ChangedInStatement.raise();
-            }
-            (*flinfo).fn_extra = known.cast();
-            return datum_of(known, form).unwrap_or_else(|| without_key(fcinfo, wanted, known));
+        if marker::is_stored_expression(fcinfo) {
+            let Some(marker) = marker_of((*flinfo).fn_mcxt, wanted) else {
+                (*fcinfo).isnull = true;
+                return pg_sys::Datum::null();
+            };
+            (*flinfo).fn_extra = marker.cast();
+            return datum_of(marker, form).unwrap_or_else(|| without_key(fcinfo, wanted, marker));
         }
         let Some(tenant) = resolve(wanted) else {
             (*fcinfo).isnull = true;
             return pg_sys::Datum::null();
         };
         // Outside a query the result lives as long as the caller's memory, and nothing is remembered.
-        let context = if stored { (*flinfo).fn_mcxt } else { pg_sys::CurrentMemoryContext };
-        if !stored {
-            return match form {
-                Form::Uuid => {
-                    let copy = pg_sys::MemoryContextAlloc(context, 16).cast::<[u8; 16]>();
-                    copy.write(*tenant.id.as_bytes());
-                    pg_sys::Datum::from(copy)
+        match form {
+            Form::Uuid => {
+                let copy = pg_sys::MemoryContextAlloc(pg_sys::CurrentMemoryContext, 16).cast::<[u8; 16]>();
+                copy.write(*tenant.id.as_bytes());
+                pg_sys::Datum::from(copy)
+            }
+            Form::Key => match tenant.key {
+                Some(key) => pg_sys::Datum::from(key),
+                None if wanted == Wanted::Required => Error::NoKey(tenant.id).raise(),
+                None => {
+                    (*fcinfo).isnull = true;
+                    pg_sys::Datum::null()
                 }
-                Form::Key => match tenant.key {
-                    Some(key) => pg_sys::Datum::from(key),
-                    None if wanted == Wanted::Required => Error::NoKey(tenant.id).raise(),
-                    None => {
-                        (*fcinfo).isnull = true;
-                        pg_sys::Datum::null()
-                    }
-                },
-            };
+            },
         }
+    }
+}
+
+/// What `required_tenant()` in a stored expression would go by in the query that owns `context`, which has asked for
+/// its tenant then; `None` where it would be NULL.
+///
+/// # Safety
+///
+/// `context` is the memory context of a running query.
+pub unsafe fn required_in(context: pg_sys::MemoryContext) -> Option<*mut Marker> {
+    // SAFETY: as the caller promises.
+    unsafe { marker_of(context, Wanted::Required) }
+}
+
+/// The marker of the query that owns `context`, which asks for its tenant now unless it has before; `None` where
+/// no tenant is an answer.
+unsafe fn marker_of(context: pg_sys::MemoryContext, wanted: Wanted) -> Option<*mut Marker> {
+    // SAFETY: the context is that of a running query; a marker that is found there is live.
+    unsafe {
+        if let Some(known) = marker::find(context) {
+            if (*known).generation != setting::generation() {
+                Error::ChangedInStatement.raise();
+            }
+            return Some(known);
+        }
+        let tenant = resolve(wanted)?;
         if marker::writes_unfenced(context, tenant.id) {
             or_raise(super::fence::enter(&tenant));
         }
-        let marker = marker::put(context, tenant.id, tenant.key);
-        (*flinfo).fn_extra = marker.cast();
-        datum_of(marker, form).unwrap_or_else(|| without_key(fcinfo, wanted, marker))
+        Some(marker::put(context, tenant.id, tenant.key))
     }
 }
 

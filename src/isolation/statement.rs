@@ -135,7 +135,7 @@ unsafe fn is_protected_at(plan: *mut pg_sys::PlannedStmt, position: c_int) -> bo
     unsafe { registry::is_protected((*entry(plan, position as usize - 1)).relid) }
 }
 
-unsafe fn entry(plan: *mut pg_sys::PlannedStmt, at: usize) -> *mut pg_sys::RangeTblEntry {
+pub(super) unsafe fn entry(plan: *mut pg_sys::PlannedStmt, at: usize) -> *mut pg_sys::RangeTblEntry {
     // SAFETY: the caller stays within the list, which holds pointers.
     unsafe { cell((*plan).rtable, at).ptr_value.cast() }
 }
