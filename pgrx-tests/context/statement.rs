@@ -240,6 +240,20 @@ fn a_statement_trigger_may_change_the_tenant() {
     assert_eq!(notes(&mut app), ["b3", "b4", "b5"]);
 }
 
+/// A row is not written for a tenant that the session has lost since the statement wrote its first one.
+#[test]
+fn a_tenant_lost_on_the_way_writes_no_more() {
+    let db = database();
+    let insert = |last| {
+        format!(
+            "INSERT INTO orders SELECT n, '{A}', CASE n WHEN 6 THEN reset_all() END::text
+             FROM generate_series(5, {last}) AS n"
+        )
+    };
+    assert_eq!(begin(&db).fails(&insert(6)), "55000");
+    begin(&db).run(&insert(5));
+}
+
 /// Makes the orders belong to [`B`], by a trigger before INSERT.
 fn switch_before_insert(db: &Db) {
     db.admin().run(&format!(
