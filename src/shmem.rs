@@ -131,6 +131,8 @@ pub struct Entry {
     pub resets_at: AtomicI64,
     /// Whether reservations may hold some of the units.
     pub may_hold: AtomicBool,
+    /// The most units that were ever committed at one time (escrow).
+    pub peak: AtomicI64,
 }
 
 /// What the tables say of a key.
@@ -170,6 +172,7 @@ impl Entry {
         self.returning.store(false, Ordering::Relaxed);
         self.unfolded.store(recorded.unfolded, Ordering::Relaxed);
         self.may_hold.store(recorded.may_hold, Ordering::Relaxed);
+        self.peak.store(recorded.units, Ordering::Relaxed);
         self.generation.store(recorded.generation, Ordering::Relaxed);
     }
 

@@ -199,7 +199,8 @@ fn work(database: &'static Database) {
     }
     let mut round_at = i64::MIN;
     let mut idle_rounds = 0;
-    loop {
+    // Whoever asks for the signal takes it: the wait is the only one that does.
+    let is_stopped = loop {
         let mut did = 0;
         if database.urgent.swap(false, Ordering::SeqCst) {
             did += extend(database, database.take_asks());
@@ -214,11 +215,14 @@ fn work(database: &'static Database) {
         if did > 0 {
             database.worked_at.store(now, Ordering::Relaxed);
         }
-        if idle_rounds > IDLE_ROUNDS || !BackgroundWorker::wait_latch(Some(TICK)) {
-            break;
+        if idle_rounds > IDLE_ROUNDS {
+            break false;
         }
-    }
-    if !BackgroundWorker::sigterm_received() {
+        if !BackgroundWorker::wait_latch(Some(TICK)) {
+            break true;
+        }
+    };
+    if !is_stopped {
         let now = clock::now();
         let due_at = in_transaction(quota::next_due).unwrap_or(i64::MAX);
         database.due_at.store(due_at.clamp(now + DUE.0, now + DUE.1), Ordering::SeqCst);
@@ -258,7 +262,8 @@ fn round(database: &Database) -> usize {
         let rows: i64 = folded.iter().map(|key| key.rows).sum();
         database.folded.fetch_add(rows, Ordering::Relaxed);
         did += rows as usize;
-        if rows == 0 || BackgroundWorker::sigterm_received() {
+        // What comes meanwhile is for the next round.
+        if rows < ledger::BATCH {
             break;
         }
     }

@@ -443,6 +443,6 @@ fn a_full_table_is_no_limit() {
             eventually(&mut admin, "SELECT NOT EXISTS (SELECT FROM tenant_rls.ledger)");
         }
     }
-    assert_eq!(admin.one::<i64>("SELECT sum(used)::bigint FROM tenant_rls.units"), 4 * 3000 * 3001 / 2);
+    assert_eq!(admin.one::<i64>("SELECT sum(used)::bigint FROM tenant_rls.units"), 3 * 3000 * 3001 / 2);
     assert_eq!(admin.one::<i64>(INVARIANTS), 0);
 }

@@ -1,11 +1,13 @@
 //! Events: who has crossed 80 and 100 per cent of a limit.
 
 use std::thread;
+use std::time::Duration;
 
 use postgres::Client;
+use postgres::fallible_iterator::FallibleIterator;
 
 use super::{app, limited};
-use crate::harness::{A, B, Db, Session, refuses, waiting};
+use crate::harness::{A, B, Db, Session, eventually, refuses, waiting};
 
 /// The events of a resource, as tenant, threshold, used and limit.
 #[track_caller]
@@ -64,13 +66,15 @@ fn a_rollback_takes_the_event_back() {
 fn soft_shadow_and_no_limits() {
     let (db, mut app) = app();
     db.admin().run(
-        "SELECT tenant_plan_limit_set('free', 'calls', NULL, unlimited => true), tenant_plan_limit_set('free', 'seats', 0, enforcement => 'soft')",
+        "SELECT tenant_plan_limit_set('free', 'calls', NULL, unlimited => true, mode => 'strict'),
+             tenant_plan_limit_set('free', 'seats', 0, enforcement => 'soft', mode => 'strict')",
     );
     consume(&mut app, "calls", 1_000_000);
     consume(&mut app, "seats", 1);
     consume(&mut app, "seats", 1);
     assert_eq!((events(&db, "calls"), events(&db, "seats")), (String::new(), "a 80 1 0, a 100 1 0".into()));
-    db.admin().run("SELECT tenant_plan_limit_set('free', 'users', 10, enforcement => 'shadow')");
+    db.admin()
+        .run("SELECT tenant_plan_limit_set('free', 'users', 10, enforcement => 'shadow', mode => 'strict')");
     consume(&mut app, "users", 15);
     assert_eq!(events(&db, "users"), "a 80 15 10, a 100 15 10");
 }
@@ -91,13 +95,13 @@ fn the_limit_in_force_counts() {
 fn each_period_is_told() {
     let (db, mut app) = app();
     db.admin().run(
-        "SELECT tenant_resource_define('by_second', 'counter', 'call', 'second'), tenant_plan_limit_set('free', 'by_second', 10)",
+        "SELECT tenant_resource_define('by_second', 'counter', 'call', 'second'), tenant_plan_limit_set('free', 'by_second', 10, mode => 'strict')",
     );
     let mut periods = 0;
     while periods < 2 {
         app.run("SELECT * FROM tenant_quota_try_consume('by_second', 9)");
         periods = app.one::<i64>("SELECT count(DISTINCT period_start) FROM tenant_quota_events");
-        thread::sleep(std::time::Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
     }
     assert!(app.one::<bool>("SELECT count(*) = count(DISTINCT period_start) FROM tenant_quota_events"));
 }
@@ -107,7 +111,7 @@ fn each_period_is_told() {
 fn gauges_that_follow_rows_are_told() {
     let db = Db::with_orders();
     db.admin().run(
-        "SELECT tenant_resource_define('rows', 'gauge', 'row', 'none'), tenant_plan_limit_set('free', 'rows', 5);
+        "SELECT tenant_resource_define('rows', 'gauge', 'row', 'none'), tenant_plan_limit_set('free', 'rows', 5, mode => 'strict');
          SELECT tenant_quota_attach('orders', 'rows')",
     );
     db.connect_as(&db.app(), A)
@@ -148,11 +152,53 @@ fn concurrent_sessions_tell_once() {
     let mut first = db.connect_as(&db.app(), A);
     first.run("BEGIN; SELECT * FROM tenant_quota_consume('seats', 9)");
     let mut second = db.connect_as(&db.app(), A);
+    db.admin().run("SELECT tenant_plan_limit_set('free', 'users', 3, mode => 'strict')");
     second.run("SET lock_timeout = '2s'; SELECT * FROM tenant_quota_consume('users', 3)");
     assert_eq!(events(&db, "users"), "a 80 3 3, a 100 3 3");
     waiting(&mut db.admin(), 0);
     first.run("COMMIT");
     assert_eq!(events(&db, "seats"), "a 80 9 10");
+}
+
+/// In the modes of shared memory a worker tells, once, also of what was crossed and given back before it came.
+#[test]
+fn a_worker_tells_of_escrow_and_leases() {
+    let (db, mut app) = app();
+    db.admin().run(
+        "SELECT tenant_plan_limit_set('free', 'calls', 10, mode => 'leased'), tenant_plan_limit_set('free', 'seats', 10, mode => 'escrow')",
+    );
+    consume(&mut app, "seats", 9);
+    app.run("SELECT * FROM tenant_quota_release('seats', 9)");
+    app.run("BEGIN; SELECT * FROM tenant_quota_consume('seats', 10); ROLLBACK");
+    let mut admin = db.admin();
+    let told = |resource: &str, count: u32| {
+        format!("SELECT count(*) = {count} FROM tenant_quota_events WHERE resource = '{resource}'")
+    };
+    eventually(&mut admin, &told("seats", 1));
+    eventually(&mut admin, "SELECT NOT EXISTS (SELECT FROM tenant_rls.ledger)");
+    assert_eq!(events(&db, "seats"), "a 80 9 10");
+    consume(&mut app, "calls", 10);
+    eventually(&mut admin, &told("calls", 2));
+    assert_eq!(events(&db, "calls"), "a 80 10 10, a 100 10 10");
+}
+
+/// With the setting, a worker sends a NOTIFY for each event.
+#[test]
+fn a_worker_notifies() {
+    let (db, mut app) = app();
+    let mut listener = db.admin();
+    listener.run(&format!("ALTER DATABASE {} SET tenant_rls.notify = on; LISTEN tenant_rls", db.name()));
+    consume(&mut app, "calls", 8);
+    db.admin().run("SELECT tenant_plan_limit_set('free', 'seats', 10, mode => 'escrow')");
+    consume(&mut app, "seats", 1);
+    let payload = listener
+        .notifications()
+        .timeout_iter(Duration::from_secs(120))
+        .next()
+        .expect("a notification in time");
+    let payload: serde_json::Value =
+        serde_json::from_str(payload.expect("a connection").payload()).expect("an object");
+    assert_eq!((&payload["resource"], &payload["threshold"]), (&"calls".into(), &80.into()));
 }
 
 /// A tenant sees its own, an operator all; nobody writes.

@@ -301,7 +301,7 @@ fn a_reservation_ends_in_its_period() {
     let (db, mut app) = app();
     let mut admin = db.admin();
     let (settled, cancelled) = (reserve(&mut app, "api_requests", 40), reserve(&mut app, "api_requests", 5));
-    for table in ["usage", "reservations"] {
+    for table in ["ledger", "usage", "reservations"] {
         admin.run(&format!(
             "UPDATE tenant_rls.{table} SET resets_at = period_start, period_start = period_start - interval '28 days'
              WHERE resource = 'api_requests'"

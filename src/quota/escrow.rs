@@ -107,12 +107,17 @@ impl Mode for Escrow {
     }
 }
 
-/// The units of a key that shared memory counts, those of open transactions included.
+/// The units of a key that shared memory counts, those included that other transactions may still take, and what this one
+/// has taken and given back.
 pub fn counted(name: &shmem::Key) -> Option<i64> {
+    let own = JOURNAL.borrow().iter().find(|position| position.key == *name).map(|position| {
+        let flight = &position.flight;
+        flight.net() - flight.share().sup
+    });
     let counted = shmem::look(name, |entry| {
         (!entry.is_stale() || is_pinned(entry)).then(|| entry.sup.load(Ordering::SeqCst))
     });
-    counted.flatten()
+    Some(counted.flatten()? + own.unwrap_or(0))
 }
 
 fn is_pinned(entry: &shmem::Entry) -> bool {
@@ -346,6 +351,7 @@ unsafe extern "C-unwind" fn transaction_ends(
                     }
                 }
                 apply(position.pinned, position.flight.commit());
+                entry.peak.fetch_max(entry.inf.load(Ordering::SeqCst), Ordering::SeqCst);
                 position.pinned.unpin();
             }
         }

@@ -91,7 +91,7 @@ pub fn record_folded(folded: &[Folded]) -> Result<()> {
             Err(Error::NoLimit { .. } | Error::Unknown { .. }) => continue,
             Err(error) => return Err(error),
         };
-        record(key.tenant, &key.resource, key.period_start, None, key.handed_out(), limit)?;
+        record(key.tenant, &key.resource, key.period_start, None, key.most_used(), limit)?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::shmem::{self, Entry, Kind, Recorded};
 use crate::tenant::TenantId;
 
 /// Rows that one transaction folds at most.
-const BATCH: i64 = 100_000;
+pub const BATCH: i64 = 100_000;
 
 /// Adds a row. Runs no trigger, and no code of a user.
 pub fn write(key: &shmem::Key, resets_at: i64, units: i64) -> Result<()> {
@@ -143,13 +143,15 @@ pub struct Folded {
 }
 
 impl Folded {
-    /// The units that were used of these: of a lease a part is granted ahead.
-    pub fn handed_out(&self) -> i64 {
-        let handed_out = shmem::Key::new(self.tenant, &self.resource, self.period_start).and_then(|key| {
-            shmem::look(&key, |entry| (entry.kind() == Kind::Leased).then(|| entry.sup.load(SeqCst)))
-                .flatten()
+    /// The most units that were used at one time. Of a lease a part is granted ahead, and some were given back since.
+    pub fn most_used(&self) -> i64 {
+        let most = shmem::Key::new(self.tenant, &self.resource, self.period_start).and_then(|key| {
+            shmem::look(&key, |entry| match entry.kind() {
+                Kind::Leased => entry.sup.load(SeqCst),
+                Kind::Escrow => entry.peak.load(SeqCst).max(self.used),
+            })
         });
-        handed_out.unwrap_or(self.used)
+        most.unwrap_or(self.used)
     }
 }
 
