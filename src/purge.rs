@@ -25,6 +25,7 @@ use crate::isolation::rows::{self, Name};
 use crate::isolation::table::{self, Table};
 use crate::plan::{CachedPlan, as_owner, as_table_owner, as_table_owner_in, execute_text, run_text};
 use crate::registry::{self, FUNCTION_INFO};
+use crate::shmem;
 use crate::tenant::{Status, TenantId};
 
 /// How often tables are emptied of rows that triggers have put back before that is called an obstacle.
@@ -160,6 +161,7 @@ impl Purge {
             self.empty(&steps)?;
             self.finish(&steps)?;
             commit();
+            shmem::forget_tenant(self.id);
             self.created_at = None;
             self.erased.clear();
         }
@@ -489,12 +491,16 @@ impl Purge {
         self.check_empty(steps)?;
         let id = Uuid::from_bytes(*self.id.as_bytes());
         let mut erased = self.erased.clone();
+        // Nothing of the tenant is in flight behind the fence. Entries of others need not be looked up again.
+        shmem::doubt_tenant(self.id);
+        let write = registry::units::OwnWrite::begin();
         as_owner(|| {
             REGISTRY.run(&[id.into_datum()], |row| {
                 let table = format!("tenant_rls.{}", row.get::<String>(1).unwrap_or_default());
                 erased.insert(table, row.get(2).unwrap_or_default());
             });
         })?;
+        drop(write);
         self.record(&erased)
     }
 

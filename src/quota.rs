@@ -159,9 +159,8 @@ impl Key {
 /// The mode that counts a key now: that of its limit, or the one before until nothing of that is in flight. Escrow and
 /// leased need shared memory, and run as strict without it.
 fn mode_of(key: &Key) -> &'static dyn Mode {
-    let Some(name) = escrow::name_of(key).filter(|_| shmem::database().is_some()) else {
-        return &strict::Strict;
-    };
+    let is_shared = shmem::database().is_some() && *key.quota.resource.name != *registry::cache::RESOURCE;
+    let Some(name) = escrow::name_of(key).filter(|_| is_shared) else { return &strict::Strict };
     let wanted = key.quota.mode.unwrap_or(ModeName::Escrow);
     match (shmem::look(&name, |entry| entry.kind()), wanted) {
         (Some(Kind::Leased), ModeName::Leased) | (None, ModeName::Leased) => &lease::Lease,

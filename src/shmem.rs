@@ -717,6 +717,27 @@ fn walk(mut each: impl FnMut(&Entry)) {
     }
 }
 
+/// The entries of a tenant of this database are looked up again before they are used. To be called before what changes its
+/// units by other means commits.
+pub fn doubt_tenant(tenant: TenantId) {
+    each(|entry| {
+        if entry.key.tenant == *tenant.as_bytes() {
+            entry.generation.store(u64::MAX, Ordering::SeqCst);
+        }
+    });
+}
+
+/// Removes the entries of a tenant of this database that is gone.
+pub fn forget_tenant(tenant: TenantId) {
+    if is_available() {
+        sweep(|entry| {
+            entry.key.is_here()
+                && entry.key.tenant == *tenant.as_bytes()
+                && entry.pins.load(Ordering::SeqCst) == 0
+        });
+    }
+}
+
 /// Removes the entries that `goes` says of. The caller knows that nobody pins them.
 fn sweep(mut goes: impl FnMut(&Entry) -> bool) {
     let held: [Held; PARTS] = std::array::from_fn(|part| Held::take(part, pg_sys::LWLockMode::LW_EXCLUSIVE));

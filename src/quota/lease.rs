@@ -18,6 +18,7 @@ use pgrx::{Uuid, pg_sys};
 use super::decision::{Limit, Reason, Verdict};
 use super::escrow::{self, Escrow};
 use super::{Key, Mode, ledger, period};
+use crate::context::fence;
 use crate::error::{Error, Result};
 use crate::plan::{CachedPlan, as_owner};
 use crate::registry;
@@ -245,6 +246,10 @@ fn publish(entry: &Entry, units: i64) {
 /// What is to become of a lease.
 fn plan(key: &shmem::Key, moves: &mut Vec<Move>, ended: &mut Vec<shmem::Key>) -> Result<()> {
     let now = clock::now();
+    // Behind a fence nothing is written: who moves or purges the tenant has the last word.
+    if registry::tenant(key.tenant())?.is_some_and(|tenant| !fence::try_enter(&tenant)) {
+        return Ok(());
+    }
     let limit = limit_of(key, now)?;
     let change = shmem::change(key, |entry| {
         if entry.kind() != Kind::Leased {

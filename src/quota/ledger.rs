@@ -119,9 +119,9 @@ pub fn reload(key: &shmem::Key) -> Result<()> {
     Ok(())
 }
 
-/// Takes over what is recorded, unless something is in flight.
+/// Takes over what is recorded, unless something is in flight. Of a lease the worker knows more.
 fn count_on(entry: &Entry, recorded: Recorded) {
-    if entry.pins.load(SeqCst) == 0 {
+    if entry.pins.load(SeqCst) == 0 && entry.kind() == Kind::Escrow {
         entry.set_units(recorded);
     }
 }

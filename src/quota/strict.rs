@@ -41,6 +41,10 @@ impl Mode for Strict {
 
     fn used(&self, key: &Key) -> Result<i64> {
         let (id, resource) = (key.tenant.id, &key.quota.resource.name);
+        // A tenant's cache counts itself.
+        if **resource == *registry::cache::RESOURCE {
+            return Ok(registry::units::used(id, resource, start(key))?.unwrap_or(0));
+        }
         let in_ledger = match shmem::database() {
             Some(database) => !database.is_loaded(),
             None => true,
