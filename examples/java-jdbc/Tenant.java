@@ -30,8 +30,7 @@ record Tenant(Connection db, JsonObject context) {
     }
 
     interface Work {
-        /** Whether to commit. */
-        boolean run(Tenant tenant) throws Exception;
+        boolean run(Tenant tenant) throws Exception; // whether to commit
     }
 
     /** What set_tenant refuses: the tenant is unknown, not granted to the role, suspended or deleted. */

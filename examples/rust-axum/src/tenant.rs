@@ -7,14 +7,13 @@ use axum::http::{StatusCode, header::RETRY_AFTER};
 use axum::{middleware::Next, response::IntoResponse, response::Response, response::Result};
 use deadpool_postgres::{Object, Pool, PoolError};
 use serde_json::Value;
-use std::sync::Arc;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use uuid::Uuid;
 
 /// The transaction of a request or job.
 #[derive(Clone)]
 pub struct Tenant {
-    connection: Arc<Mutex<Connection>>,
+    connection: std::sync::Arc<Mutex<Connection>>,
     pub context: Value, // tenant_context(): tenantId, plan, status, features, settings, …
 }
 
@@ -30,7 +29,7 @@ impl Drop for Connection {
 impl Tenant {
     pub async fn begin(pool: &Pool, id: Uuid) -> Result<Self, Error> {
         let connection = Connection(Some(pool.get().await?));
-        let this = Tenant { connection: Arc::new(Mutex::new(connection)), context: Value::Null };
+        let this = Tenant { connection: std::sync::Arc::new(Mutex::new(connection)), context: Value::Null };
         this.db().await.batch_execute("BEGIN").await?;
         let set = this.db().await.execute("SELECT set_tenant($1)", &[&id]).await;
         if let Err(error) = set {
@@ -52,7 +51,8 @@ impl Tenant {
         // The SELECT fails if an error was swallowed: COMMIT would roll back, and say nothing.
         let statements = how.replace("COMMIT", "SELECT 1; COMMIT");
         ending.0.as_ref().expect("not ended").batch_execute(&statements).await?;
-        Ok(drop(ending.0.take()))
+        drop(ending.0.take());
+        Ok(())
     }
 }
 
