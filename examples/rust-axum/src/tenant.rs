@@ -1,7 +1,7 @@
 //! The tenant of a request, for axum and deadpool-postgres. Copy this file.
 //!
-//! With `.layer(middleware::from_fn_with_state(pool, tenant_of))` each request is one transaction of the tenant that
-//! X-Tenant-ID names, and handlers get `Extension<Tenant>`. COMMIT if the answer is below 400; then only it leaves.
+//! With `.layer(middleware::from_fn_with_state(pool, tenant_of))` each request is one transaction of the tenant that X-Tenant-ID
+//! names; handlers get `Extension<Tenant>`. It ends before the answer leaves: COMMIT below status 400, else ROLLBACK.
 use axum::extract::{Json, Request, State};
 use axum::http::{StatusCode, header::RETRY_AFTER};
 use axum::{middleware::Next, response::IntoResponse, response::Response, response::Result};
