@@ -12,11 +12,13 @@
 //! attacker's transaction was open. On top, each step says whether it must work or with which SQLSTATE it must be
 //! refused: an attack whose setup fails, or which meets a missing function, has not been run and fails.
 
+mod cache;
 mod carry;
 mod channels;
 mod context;
 mod cves;
 mod definer;
+mod features;
 mod foreign;
 mod guard;
 mod inference;
@@ -496,10 +498,12 @@ fn try_attack(attack: &Attack, copies: &mut Copies) -> Vec<String> {
 /// Every class, by name.
 fn classes() -> Vec<(&'static str, Vec<Attack>)> {
     vec![
+        ("cache", cache::attacks()),
         ("carry", carry::attacks()),
         ("channels", channels::attacks()),
         ("context", context::attacks()),
         ("definer", definer::attacks()),
+        ("features", features::attacks()),
         ("foreign", foreign::attacks()),
         ("guard", guard::attacks()),
         ("cves", cves::attacks()),
@@ -560,8 +564,8 @@ mod suite {
     use super::*;
 
     class_tests!(
-        carry, channels, context, definer, foreign, guard, cves, inference, leaky, objects, own, plans,
-        quota, reads, roles, shadow, stale, tickets, trees, upsert, writes
+        cache, carry, channels, context, definer, features, foreign, guard, cves, inference, leaky, objects,
+        own, plans, quota, reads, roles, shadow, stale, tickets, trees, upsert, writes
     );
 }
 

@@ -2,18 +2,18 @@
 
     router = APIRouter(route_class=TenantRoute)         # app.state.pool is an asyncpg pool
     app.add_exception_handler(asyncpg.PostgresError, refused)
-
     @router.get("/orders")
     async def orders(tenant: CurrentTenant):
         return await tenant.db.fetch("SELECT id, item FROM orders")
 
 Each request of such a router is one transaction of the tenant that X-Tenant-ID names. It is committed before the
-answer leaves, and rolled back if the handler raises; so to undo what was done, raise, and do not return an answer.
+answer leaves, and rolled back if the handler raises: to undo what was done, raise, and return no answer.
 """
 
 import json
 import logging
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
@@ -30,24 +30,31 @@ class Tenant:
     context: dict  # tenant_context(): tenantId, plan, status, features, settings, …
 
 
+acting: ContextVar[Tenant | None] = ContextVar("acting", default=None)  # for code without the argument
+
+
 class TenantRefused(Exception):
     """The server does not let the role act for this tenant: unknown, not granted, suspended or deleted."""
 
 
 @asynccontextmanager
-async def acting_for(pool, tenant: UUID):
+async def acting_for(pool, tenant_id: UUID):
     """A transaction that acts for a tenant: for requests and for jobs."""
     async with pool.acquire() as db:
         transaction = db.transaction()
         await transaction.start()
         try:
             try:
-                await db.execute("SELECT set_tenant($1)", tenant)
+                await db.execute("SELECT set_tenant($1)", tenant_id)
             except asyncpg.PostgresError as error:
                 if error.sqlstate in ("42501", "42704", "55000"):
                     raise TenantRefused from error
                 raise
-            yield Tenant(db, json.loads(await db.fetchval("SELECT tenant_context()")))
+            before = acting.set(Tenant(db, json.loads(await db.fetchval("SELECT tenant_context()"))))
+            try:
+                yield acting.get()
+            finally:
+                acting.reset(before)
             await db.execute("SELECT 1")  # raises if an error was swallowed: COMMIT would roll back, and say nothing
         except BaseException:
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):  # a lost connection has rolled back
@@ -68,7 +75,7 @@ class TenantRoute(APIRoute):
             except ValueError:
                 raise HTTPException(400, "X-Tenant-ID must be there once, and be a uuid") from None
             try:
-                async with acting_for(request.app.state.pool, tenant) as request.state.tenant:
+                async with acting_for(request.app.state.pool, tenant):
                     return await handler(request)
             except TenantRefused as error:  # one answer for all reasons: nobody finds out which tenants there are
                 logging.getLogger(__name__).warning("tenant %s: %s", tenant, error.__cause__.args[0])
@@ -77,11 +84,7 @@ class TenantRoute(APIRoute):
         return handle
 
 
-def of_request(request: Request) -> Tenant:
-    return request.state.tenant
-
-
-CurrentTenant = Annotated[Tenant, Depends(of_request)]
+CurrentTenant = Annotated[Tenant, Depends(lambda: acting.get())]
 
 
 async def refused(request: Request, error: asyncpg.PostgresError):

@@ -188,6 +188,8 @@ SELECT tenant_resource_define('calls', 'counter', 'call', 'year'), tenant_resour
 SELECT tenant_plan_limit_set(plan, resource, quota_limit) FROM (VALUES ('free', 'calls', 10), ('free', 'seats', 3),
     ('free', 'papers', 6), ('starter', 'calls', 8675309042), ('starter', 'seats', 8675309042),
     ('starter', 'papers', 8675309042)) AS v (plan, resource, quota_limit);
+SELECT tenant_feature_define('beta', '\"none\"'), tenant_feature_define('dark', 'false');
+SELECT tenant_deployment_define('api', '{\"image\": \"shop:1\"}');
 SET ROLE {owner};
 CREATE TABLE orders (tenant_id uuid NOT NULL, id int NOT NULL, note text, amount bigint, doc jsonb, PRIMARY KEY (tenant_id, id));
 CREATE TABLE items (tenant_id uuid NOT NULL, id int NOT NULL, order_id int, note text, PRIMARY KEY (tenant_id, id),
@@ -253,7 +255,13 @@ SET client_min_messages = error;
 BEGIN;
 SELECT set_tenant('{B}');
 SELECT tenant_quota_consume('calls', 8675309), tenant_quota_consume('seats', 7);
+SELECT tenant_cache_set(key, '\"canary-b\"', '1 year') FROM unnest(ARRAY['page:1', 'page:2', 'only-b', '*', '%', 'page:*', '',
+    '{B}', '{B}:page:1', 'tenant:{B}:page:1', 'page:1'' OR true --']) AS key;
 COMMIT;
+SELECT tenant_feature_set('beta', '\"canary-b\"', 'tenant', tenant => '{B}'),
+    tenant_feature_set('dark', 'true', 'tenant', tenant => '{B}'),
+    tenant_setting_set('theme', '\"canary-b\"', 'tenant', tenant => '{B}'),
+    tenant_release('api', 'canary-b:2', 0, tenants => ARRAY['{B}']::uuid[]);
 ";
 
 /// All that an attack may leave behind, but for what is temporary: a copy in which this is as before serves again.
@@ -268,8 +276,11 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM events AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM papers AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM jobs AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.cache AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.cache_parts AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.usage_history AS t),
-    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.quota_events AS t),
+    -- Others a worker writes, when it comes.
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.quota_events AS t WHERE period_start < '2021-01-01'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.units AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.idempotency_keys AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.reservations AS t),
@@ -300,6 +311,7 @@ INSERT INTO papers (id, note) VALUES (900, 'canary-b');
 INSERT INTO jobs (note) VALUES ('canary-b');
 SELECT allowed FROM tenant_quota_consume('calls', 1);
 SELECT allowed FROM tenant_quota_consume('seats', 1);
+SELECT tenant_cache_set('page:1', '\"canary-b\"'), tenant_cache_invalidate('page:*');
 ROLLBACK;
 ";
 
@@ -315,8 +327,10 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM events AS t WHERE tenant_id = '{B}'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM papers AS t WHERE tenant_id = '{B}'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM jobs AS t WHERE tenant_id = '{B}'),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.cache AS t WHERE tenant_id = '{B}'),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.cache_parts AS t WHERE tenant_id = '{B}'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.usage_history AS t WHERE tenant_id = '{B}'),
-    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.quota_events AS t WHERE tenant_id = '{B}'),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.quota_events AS t WHERE tenant_id = '{B}' AND period_start < '2021-01-01'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.idempotency_keys AS t WHERE tenant_id = '{B}'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.reservations AS t WHERE tenant_id = '{B}'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.units AS t WHERE tenant_id = '{B}')))
@@ -328,6 +342,12 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.overrides AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.plan_limits AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.resources AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.features AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.feature_values AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.settings AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.deployments AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.releases AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.release_targets AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.attachments AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.protected_tables AS t)))
 || md5(concat_ws('|',

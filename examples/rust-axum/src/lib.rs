@@ -1,0 +1,5 @@
+//! Orders of many tenants.
+
+pub mod app;
+pub mod job;
+pub mod tenant;
