@@ -163,12 +163,16 @@ fn mode_of(key: &Key) -> &'static dyn Mode {
     let Some(name) = escrow::name_of(key).filter(|_| is_shared) else { return &strict::Strict };
     let wanted = key.quota.mode.unwrap_or(ModeName::Escrow);
     match (shmem::look(&name, |entry| entry.kind()), wanted) {
-        (Some(Kind::Leased), ModeName::Leased) | (None, ModeName::Leased) => &lease::Lease,
+        (Some(Kind::Leased) | None, ModeName::Leased) => &lease::Lease,
         (Some(Kind::Leased), _) => {
             lease::end(&name);
             &lease::Lease
         }
-        (Some(Kind::Escrow), ModeName::Leased) if lease::begin(&name) => &lease::Lease,
+        (Some(Kind::Escrow), ModeName::Leased)
+            if !escrow::has_position(&name) && lease::begin(key, &name).unwrap_or(false) =>
+        {
+            &lease::Lease
+        }
         (Some(Kind::Escrow), ModeName::Strict) if !escrow::has_position(&name) && shmem::retire(&name) => {
             &strict::Strict
         }

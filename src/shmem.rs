@@ -129,8 +129,8 @@ pub struct Entry {
     pub called_at: AtomicI64,
     /// The end of the period, in microseconds since 2000-01-01.
     pub resets_at: AtomicI64,
-    /// Whether reservations may hold some of the units.
-    pub may_hold: AtomicBool,
+    /// 0 if no reservation holds some of the units; else it counts how often one was about to.
+    pub holds: AtomicU32,
     /// The most units that were ever committed at one time (escrow).
     pub peak: AtomicI64,
 }
@@ -171,7 +171,7 @@ impl Entry {
         self.sup.store(recorded.units, Ordering::Relaxed);
         self.returning.store(false, Ordering::Relaxed);
         self.unfolded.store(recorded.unfolded, Ordering::Relaxed);
-        self.may_hold.store(recorded.may_hold, Ordering::Relaxed);
+        self.holds.store(recorded.may_hold.into(), Ordering::Relaxed);
         self.peak.store(recorded.units, Ordering::Relaxed);
         self.generation.store(recorded.generation, Ordering::Relaxed);
     }

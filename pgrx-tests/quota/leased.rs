@@ -86,6 +86,39 @@ fn consume_many_is_all_or_nothing() {
     assert_eq!(usage(&db), 6);
 }
 
+/// What is stored with a transaction cannot be kept here.
+#[test]
+fn keys_and_reservations_are_refused() {
+    let db = leased(100);
+    let mut app = db.connect_as(&db.app(), A);
+    for call in [
+        "tenant_quota_consume('calls', 1, 'k')",
+        "tenant_quota_consume_many('{\"calls\": 1}', 'k')",
+        "tenant_quota_reserve('calls', 1, '1 minute')",
+        "tenant_quota_try_reserve('calls', 1, '1 minute')",
+    ] {
+        assert_eq!(app.fails(&format!("SELECT * FROM {call}")), "0A000", "{call}");
+    }
+    assert_eq!(usage(&db), 0);
+    app.run("SELECT * FROM tenant_quota_consume('calls', 1)");
+}
+
+/// Units that were reserved before the limit was leased are settled; only then does the lease begin.
+#[test]
+fn reservations_end_before_a_lease_begins() {
+    let db = leased(100);
+    let mut admin = db.admin();
+    let mut app = db.connect_as(&db.app(), A);
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 100, mode => 'escrow')");
+    let held: String =
+        app.one("SELECT reservation_id::text FROM tenant_quota_reserve('calls', 50, '1 hour')");
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 100, mode => 'leased')");
+    assert_eq!(answer(&mut app, "tenant_quota_consume('calls', 10)")["mode"], "escrow");
+    assert_eq!(answer(&mut app, &format!("tenant_quota_settle('{held}', 20)"))["used"], 30);
+    let granted = answer(&mut app, "tenant_quota_consume('calls', 70)");
+    assert_eq!((&granted["mode"], &granted["used"]), (&json!("leased"), &json!(100)));
+}
+
 /// Without a worker a call waits for the timeout and is denied.
 #[test]
 fn without_a_worker_calls_are_denied() {

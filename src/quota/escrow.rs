@@ -27,7 +27,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::decision::Verdict;
-use super::{Key, Mode, ledger, strict};
+use super::{Key, Mode, lease, ledger, strict};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::lock::Class;
@@ -77,27 +77,33 @@ impl Mode for Escrow {
     }
 
     fn take(&self, key: &mut Key, units: i64) -> Result<(Verdict, i64)> {
-        match position(key)? {
-            Some(at) => {
+        match place(key)? {
+            Place::Journal(at) => {
                 key.counted_by = Some(self.name());
                 Ok(take_at(at, key, units))
             }
-            None => strict::Strict.take(key, units),
+            Place::Strict => strict::Strict.take(key, units),
+            Place::Leased => lease::Lease.take(key, units),
         }
     }
 
     fn give(&self, key: &mut Key, units: i64) -> Result<i64> {
-        match position(key)? {
-            Some(at) => {
+        match place(key)? {
+            Place::Journal(at) => {
                 key.counted_by = Some(self.name());
                 give_at(at, key, units)
             }
-            None => strict::Strict.give(key, units),
+            Place::Strict => strict::Strict.give(key, units),
+            Place::Leased => lease::Lease.give(key, units),
         }
     }
 
     fn force(&self, key: &mut Key, units: i64) -> Result<()> {
-        let Some(at) = position(key)? else { return strict::Strict.force(key, units) };
+        let at = match place(key)? {
+            Place::Journal(at) => at,
+            Place::Strict => return strict::Strict.force(key, units),
+            Place::Leased => return lease::Lease.force(key, units),
+        };
         let mut journal = JOURNAL.borrow_mut();
         let position = &mut journal[at];
         let shift = position.flight.shift(units);
@@ -127,7 +133,7 @@ fn is_pinned(entry: &shmem::Entry) -> bool {
 /// Whether reservations may hold units of a key. Of most keys shared memory knows that none do.
 pub fn may_hold(key: &Key) -> bool {
     let known = name_of(key).and_then(|name| {
-        shmem::look(&name, |entry| entry.kind() == Kind::Escrow && entry.may_hold.load(Ordering::SeqCst))
+        shmem::look(&name, |entry| entry.kind() == Kind::Escrow && entry.holds.load(Ordering::SeqCst) > 0)
     });
     known.unwrap_or(true)
 }
@@ -135,8 +141,25 @@ pub fn may_hold(key: &Key) -> bool {
 /// A reservation is about to hold units of a key.
 pub fn note_hold(key: &Key) {
     if let Some(name) = name_of(key) {
-        shmem::look(&name, |entry| entry.may_hold.store(true, Ordering::SeqCst));
+        shmem::look(&name, |entry| entry.holds.fetch_add(1, Ordering::SeqCst));
     }
+}
+
+/// Looks whether reservations hold units of a key at all, so that it can be counted without asking. Those that were noted
+/// before the look belong to transactions that have ended, if nothing is in flight.
+pub fn forget_holds(key: &Key, name: &shmem::Key) -> Result<()> {
+    let settled = |entry: &shmem::Entry| (!is_pinned(entry)).then(|| entry.holds.load(Ordering::SeqCst));
+    let Some(before) = shmem::change(name, settled).flatten().filter(|holds| *holds > 0) else {
+        return Ok(());
+    };
+    if !super::reservation::recorded_holds(key)?.any() {
+        shmem::change(name, |entry| {
+            if settled(entry) == Some(before) {
+                entry.holds.store(0, Ordering::SeqCst);
+            }
+        });
+    }
+    Ok(())
 }
 
 /// What this transaction has taken of a resource and not yet written, by tenant.
@@ -159,16 +182,27 @@ pub fn has_position(name: &shmem::Key) -> bool {
     JOURNAL.borrow().iter().any(|position| position.key == *name)
 }
 
-/// Where the journal has the key, which is pinned; `None` if shared memory does not count it.
-fn position(key: &Key) -> Result<Option<usize>> {
-    let Some(name) = name_of(key) else { return Ok(None) };
-    let known = JOURNAL.borrow().iter().position(|position| position.key == name);
-    if known.is_some() {
-        return Ok(known);
+/// Who counts a key.
+enum Place {
+    /// The entry that the journal has there, which is pinned.
+    Journal(usize),
+    /// Shared memory has no room for it.
+    Strict,
+    /// A lease that has not ended yet.
+    Leased,
+}
+
+fn place(key: &Key) -> Result<Place> {
+    let Some(name) = name_of(key) else { return Ok(Place::Strict) };
+    if let Some(at) = JOURNAL.borrow().iter().position(|position| position.key == name) {
+        return Ok(Place::Journal(at));
     }
     // Who attaches a table to the gauge waits for the transactions that have it.
     registry::units::open_ledger()?;
-    let Some(pinned) = pin(key, &name)? else { return Ok(None) };
+    let pinned = match pin(key, &name)? {
+        Ok(pinned) => pinned,
+        Err(elsewhere) => return Ok(elsewhere),
+    };
     let mut journal = JOURNAL.borrow_mut();
     journal.push(Position {
         key: name,
@@ -177,11 +211,11 @@ fn position(key: &Key) -> Result<Option<usize>> {
         resource: key.quota.resource.name.clone(),
         resets_at: super::period::to_postgres(key.window.end),
     });
-    Ok(Some(journal.len() - 1))
+    Ok(Place::Journal(journal.len() - 1))
 }
 
-/// Pins the entry of a key, which is made if need be. `None` if the key is counted otherwise.
-fn pin(key: &Key, name: &shmem::Key) -> Result<Option<Pinned>> {
+/// Pins the entry of a key, which is made if need be, or says who counts it instead.
+fn pin(key: &Key, name: &shmem::Key) -> Result<std::result::Result<Pinned, Place>> {
     enum Found {
         Pinned(Pinned),
         Stale,
@@ -199,12 +233,12 @@ fn pin(key: &Key, name: &shmem::Key) -> Result<Option<Pinned>> {
             Found::Pinned(shmem::pin(entry))
         });
         match found {
-            Some(Found::Pinned(pinned)) => return Ok(Some(pinned)),
-            Some(Found::Leased) => return Ok(None),
+            Some(Found::Pinned(pinned)) => return Ok(Ok(pinned)),
+            Some(Found::Leased) => return Ok(Err(Place::Leased)),
             Some(Found::Stale) => reload(key, name)?,
             None => {
                 if !make(key, name)? {
-                    return Ok(None);
+                    return Ok(Err(Place::Strict));
                 }
             }
         }

@@ -88,7 +88,7 @@ impl Mode for Lease {
                         )
                     };
                 }
-                Some(Attempt::NotLeased) if begin(&name) => {}
+                Some(Attempt::NotLeased) if begin(key, &name)? => {}
                 Some(Attempt::NotLeased) => break Escrow.take(key, units),
                 None if escrow::make(key, &name)? => {}
                 None => break Escrow.take(key, units),
@@ -109,8 +109,8 @@ impl Mode for Lease {
         })
     }
 
-    fn force(&self, key: &mut Key, units: i64) -> Result<()> {
-        Escrow.force(key, units)
+    fn force(&self, key: &mut Key, _units: i64) -> Result<()> {
+        self.give(key, 0).map(drop)
     }
 }
 
@@ -153,13 +153,16 @@ fn timed_out(key: &Key, name: &shmem::Key) -> (Verdict, i64) {
     (Verdict { allowed: false, granted: 0, reason: Reason::InFlight, remaining }, used)
 }
 
-/// Turns an entry of mode escrow into a leased one. `false` while transactions have units of it in flight.
-pub fn begin(name: &shmem::Key) -> bool {
+/// Turns an entry of mode escrow into a leased one. `false` while transactions have units of it in flight, or reservations
+/// hold some.
+pub fn begin(key: &Key, name: &shmem::Key) -> Result<bool> {
+    escrow::forget_holds(key, name)?;
     let begun = shmem::change(name, |entry| {
         if entry.kind() == Kind::Leased {
             return true;
         }
-        if entry.pins.load(SeqCst) > 0 || entry.is_stale() {
+        // Units that are held will be given back, which a lease cannot do.
+        if entry.pins.load(SeqCst) > 0 || entry.holds.load(SeqCst) > 0 || entry.is_stale() {
             return false;
         }
         let used = entry.sup.load(SeqCst);
@@ -172,7 +175,7 @@ pub fn begin(name: &shmem::Key) -> bool {
         entry.set_kind(Kind::Leased);
         true
     });
-    begun.unwrap_or(false)
+    Ok(begun.unwrap_or(false))
 }
 
 /// Asks the worker to end a lease, for another mode.

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
@@ -66,7 +67,10 @@ fn datum(id: TenantId) -> Option<pg_sys::Datum> {
 pub fn load() -> Result<bool> {
     static SELECT: CachedPlan = CachedPlan::new(
         c"SELECT l.tenant_id, l.resource, l.period_start, l.resets_at, \
-             (l.units OPERATOR(pg_catalog.+) coalesce(u.used, 0))::pg_catalog.int8, l.rows \
+             (l.units OPERATOR(pg_catalog.+) coalesce(u.used, 0))::pg_catalog.int8, l.rows, \
+             EXISTS (SELECT FROM tenant_rls.reservations AS r WHERE r.state OPERATOR(pg_catalog.=) 'held' \
+                AND r.tenant_id OPERATOR(pg_catalog.=) l.tenant_id AND r.resource OPERATOR(pg_catalog.=) l.resource \
+                AND r.period_start OPERATOR(pg_catalog.=) l.period_start) \
            FROM (SELECT s.tenant_id, s.resource, s.period_start, pg_catalog.max(s.resets_at) AS resets_at, \
                  pg_catalog.sum(s.units) AS units, pg_catalog.count(*) AS rows \
                  FROM tenant_rls.ledger AS s GROUP BY s.tenant_id, s.resource, s.period_start) AS l \
@@ -89,8 +93,12 @@ pub fn load() -> Result<bool> {
                 let (Some(id), Some(resource)) = (row.get::<Uuid>(1), row.get::<String>(2)) else { return };
                 let id = TenantId::from_bytes(*id.as_bytes());
                 // What does not fit into a key is counted in mode strict, which folds first.
-                let recorded =
-                    Recorded { units: instant(5), unfolded: instant(6), may_hold: true, generation };
+                let recorded = Recorded {
+                    units: instant(5),
+                    unfolded: instant(6),
+                    may_hold: row.get(7).unwrap_or(true),
+                    generation,
+                };
                 let made = shmem::Key::new(id, &resource, instant(3)).is_some_and(|key| {
                     shmem::change(&key, |entry| count_on(entry, recorded)).is_some()
                         || shmem::put(&key, instant(4), recorded)
@@ -114,7 +122,9 @@ pub fn reload(key: &shmem::Key) -> Result<()> {
     lock.acquire();
     let generation = database.generation();
     let (units, unfolded) = recorded(key.tenant(), key.resource(), key.period_start())?;
-    shmem::change(key, |entry| count_on(entry, Recorded { units, unfolded, may_hold: true, generation }));
+    let (start, now) = (key.period_start(), clock::now());
+    let may_hold = registry::units::holds(key.tenant(), key.resource(), start, now)?.any();
+    shmem::change(key, |entry| count_on(entry, Recorded { units, unfolded, may_hold, generation }));
     lock.release();
     Ok(())
 }

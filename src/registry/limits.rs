@@ -219,6 +219,8 @@ pub fn quota(tenant: &Rc<Tenant>, name: &str) -> Result<Rc<Quota>> {
         (None, Some(_)) => NONE,
         (None, None) => return Err(Error::NoLimit { plan: tenant.plan.to_string(), resource: name.into() }),
     };
+    // What only SQL by hand can say: a gauge gives back, which a lease cannot.
+    let mode = mode.filter(|mode| *mode != ModeName::Leased || resource.kind == Kind::Counter);
     let quota = Rc::new(Quota { resource, enforcement, mode, plan_limit, own, window: Cell::new(EMPTY) });
     tenant.quotas.borrow_mut().push(quota.clone());
     Ok(quota)
