@@ -17,7 +17,7 @@ endif
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PG=15 (default), 16, 17 or 18 chooses the PostgreSQL; PG=16 needs PG_CONFIG=/path/to/pg_config too."
+	@echo "  PG=15 (default), 16, 17 or 18 chooses the PostgreSQL."
 	@echo "  All but install use a private PostgreSQL below ~/.cache/tenant_rls (root: /var/cache/tenant_rls; TENANT_RLS_CACHE moves it)."
 
 demo: ## A private throwaway cluster with a tour; leaves it running
