@@ -172,17 +172,6 @@ fn tables() -> Vec<Attack> {
             ok("UPDATE tenant_rls.feature_values SET value = 'true'; DELETE FROM tenant_rls.feature_values"),
         ),
         careless(
-            "features: give oneself one with careless grants",
-            no(
-                "42501",
-                "INSERT INTO tenant_rls.feature_values (feature, tenant_id, value) VALUES ('beta', '{A}', 'true')",
-            ),
-        ),
-        careless(
-            "settings: set everybody's with careless grants",
-            no("42501", "INSERT INTO tenant_rls.settings (key, value) VALUES ('theme', '1')"),
-        ),
-        careless(
             "deployments: read whom a release is for with careless grants",
             ok("SELECT * FROM tenant_rls.release_targets"),
         ),
