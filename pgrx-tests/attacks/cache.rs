@@ -265,18 +265,6 @@ fn rights() -> Vec<Attack> {
                 ok("SELECT tenant_cache_get('a')"),
             ],
         ),
-        attack(
-            "cache: without a tenant",
-            "required",
-            "",
-            vec![
-                no("55000", "SELECT tenant_cache_get('page:1')"),
-                no("55000", "SELECT tenant_cache_set('page:1', '1')"),
-                no("55000", "SELECT * FROM tenant_cache_stats()"),
-                no("55000", "SELECT tenant_cache_key('page:1')"),
-            ],
-        )
-        .by("app", ""),
     ];
     let suspended = |name, sql| {
         let locked_out = ok("SELECT tenant_suspend('{A}')").by("admin");
