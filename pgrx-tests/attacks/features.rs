@@ -1,10 +1,7 @@
 //! Features, settings, deployments: what another tenant has of its own, and giving oneself what operators give.
 
+use super::own::CARELESS;
 use super::{Attack, attack, no, ok};
-
-/// What a careless administrator may grant.
-const CARELESS: &str =
-    "GRANT USAGE ON SCHEMA tenant_rls TO {app}; GRANT ALL ON ALL TABLES IN SCHEMA tenant_rls TO {app}";
 
 pub fn attacks() -> Vec<Attack> {
     [values(), rights(), functions(), tables()].into_iter().flatten().collect()
@@ -159,7 +156,12 @@ fn tables() -> Vec<Attack> {
     vec![
         closed("features: read the values of all", "SELECT * FROM tenant_rls.feature_values"),
         closed("settings: read those of plans", "SELECT * FROM tenant_rls.settings"),
-        closed("deployments: read the releases of all", "SELECT * FROM tenant_releases"),
+        attack(
+            "deployments: read the releases of all",
+            "operator check",
+            "",
+            vec![no("42501", "SELECT * FROM tenant_releases")],
+        ),
         closed("deployments: read whom a release is for", "SELECT * FROM tenant_rls.release_targets"),
         careless(
             "features: read the values with careless grants",
@@ -168,17 +170,6 @@ fn tables() -> Vec<Attack> {
         careless(
             "features: change the values with careless grants",
             ok("UPDATE tenant_rls.feature_values SET value = 'true'; DELETE FROM tenant_rls.feature_values"),
-        ),
-        careless(
-            "features: give oneself one with careless grants",
-            no(
-                "42501",
-                "INSERT INTO tenant_rls.feature_values (feature, tenant_id, value) VALUES ('beta', '{A}', 'true')",
-            ),
-        ),
-        careless(
-            "settings: set everybody's with careless grants",
-            no("42501", "INSERT INTO tenant_rls.settings (key, value) VALUES ('theme', '1')"),
         ),
         careless(
             "deployments: read whom a release is for with careless grants",

@@ -3,7 +3,7 @@
 use super::{Attack, attack, no, ok};
 
 /// Everything of ours that a careless administrator may grant.
-const CARELESS: &str = "GRANT USAGE ON SCHEMA tenant_rls TO {app}; GRANT ALL ON ALL TABLES IN SCHEMA tenant_rls TO {app}; GRANT ALL ON ALL SEQUENCES IN SCHEMA tenant_rls TO {app}";
+pub const CARELESS: &str = "GRANT USAGE ON SCHEMA tenant_rls TO {app}; GRANT ALL ON ALL TABLES IN SCHEMA tenant_rls TO {app}; GRANT ALL ON ALL SEQUENCES IN SCHEMA tenant_rls TO {app}";
 
 pub fn attacks() -> Vec<Attack> {
     let mut attacks = tables();

@@ -256,7 +256,7 @@ BEGIN;
 SELECT set_tenant('{B}');
 SELECT tenant_quota_consume('calls', 8675309), tenant_quota_consume('seats', 7);
 SELECT tenant_cache_set(key, '\"canary-b\"', '1 year') FROM unnest(ARRAY['page:1', 'page:2', 'only-b', '*', '%', 'page:*', '',
-    '{B}', '{B}:page:1', 'tenant:{B}:page:1', 'page:1'' OR true --']) AS key;
+    '{B}', '{B}:page:1', 'tenant:{B}:page:1', 'page:1'' OR true --', chr(1114111) || '1']) AS key;
 COMMIT;
 SELECT tenant_feature_set('beta', '\"canary-b\"', 'tenant', tenant => '{B}'),
     tenant_feature_set('dark', 'true', 'tenant', tenant => '{B}'),
