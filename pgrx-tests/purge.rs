@@ -95,7 +95,7 @@ const TABLES: [&str; 15] = [
     "\"Keys\"",
     "parted",
     "base",
-    "tenant_rls.usage",
+    "tenant_rls.units",
     "tenant_rls.idempotency_keys",
     "tenant_rls.reservations",
     "tenant_rls.usage_history",
@@ -453,7 +453,7 @@ fn units_in_flight_do_not_survive() {
     assert_eq!(office.fails(&purge()), "55006");
     app.run("COMMIT");
     office.run(&purge());
-    assert_eq!(rows(&mut db.admin(), &["tenant_rls.usage"]), ["tenant_rls.usage 0 2"]);
+    assert_eq!(rows(&mut db.admin(), &["tenant_rls.units"]), ["tenant_rls.units 0 2"]);
 }
 
 /// Writers of other tenants go on while a purge waits.
@@ -489,7 +489,7 @@ fn a_writer_behind_the_purge_finds_no_tenant() {
     lock.run("COMMIT");
     purging.join().expect("the purge ends");
     assert_eq!(writing.join().expect("the writer ends"), "55000");
-    assert_eq!(rows(&mut admin, &["plain", "tenant_rls.usage"]), ["plain 0 3", "tenant_rls.usage 0 2"]);
+    assert_eq!(rows(&mut admin, &["plain", "tenant_rls.units"]), ["plain 0 3", "tenant_rls.units 0 2"]);
 }
 
 /// A purge that was killed goes on where it was when it is called again.

@@ -4,7 +4,7 @@ use std::thread;
 
 use postgres::Client;
 
-use crate::harness::{A, B, Db, Session, refuses};
+use crate::harness::{A, B, Db, Session, eventually, refuses};
 
 /// [`Db::with_orders`], with usage of both tenants now and in two months long gone, the first of which has been closed,
 /// and an event of each.
@@ -58,9 +58,9 @@ fn usage_shows_each_resource_against_its_limit() {
     );
     assert_eq!(
         usage,
-        "api_requests 2500 0 10000 7500 25.0 hard strict, cache_bytes 0 0 16777216 16777216 0.0 hard strict, \
-         compute_seconds 0 0 36000 36000 0.0 hard strict, projects 0 0 - - - hard strict, storage_bytes 0 0 1073741824 1073741824 0.0 hard strict, \
-         users 0 0 0 0 0.0 soft strict"
+        "api_requests 2500 0 10000 7500 25.0 hard escrow, cache_bytes 0 0 16777216 16777216 0.0 hard strict, \
+         compute_seconds 0 0 36000 36000 0.0 hard escrow, projects 0 0 - - - hard escrow, storage_bytes 0 0 1073741824 1073741824 0.0 hard escrow, \
+         users 0 0 0 0 0.0 soft escrow"
     );
 }
 
@@ -77,12 +77,19 @@ fn usage_shows_the_running_period() {
     assert!(right);
 }
 
-/// The caller's uncommitted units are in the view, those of others are not.
+/// Uncommitted units are in the view: the caller's, and those that others may still take. In mode strict those of others are
+/// not.
 #[test]
 fn usage_shows_what_counts_for_the_caller() {
     let db = used();
     let usage = "SELECT used FROM tenant_usage WHERE resource = 'api_requests'";
     let (mut first, mut second) = (db.connect_as(&db.app(), A), db.connect_as(&db.app(), A));
+    first.run("BEGIN; SELECT * FROM tenant_quota_consume('api_requests', 500)");
+    assert_eq!((first.one::<i64>(usage), second.one::<i64>(usage)), (3000, 3000));
+    first.run("ROLLBACK");
+    let mut admin = db.admin();
+    admin.run("SELECT tenant_plan_limit_set('free', 'api_requests', 10000, mode => 'strict')");
+    eventually(&mut second, "SELECT mode = 'strict' FROM tenant_usage WHERE resource = 'api_requests'");
     first.run("BEGIN; SELECT * FROM tenant_quota_consume('api_requests', 500)");
     assert_eq!((first.one::<i64>(usage), second.one::<i64>(usage)), (3000, 2500));
 }

@@ -493,6 +493,7 @@ impl Purge {
         let mut erased = self.erased.clone();
         // Nothing of the tenant is in flight behind the fence. Entries of others need not be looked up again.
         shmem::doubt_tenant(self.id);
+        registry::units::open_units()?;
         let write = registry::units::OwnWrite::begin();
         as_owner(|| {
             REGISTRY.run(&[id.into_datum()], |row| {

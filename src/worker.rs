@@ -174,27 +174,32 @@ unsafe extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     }
 }
 
-/// Runs `task` in a transaction of its own, if the extension is installed. Its tables stay for as long.
+/// Runs `task` in a transaction of its own, if the extension is installed. Its tables stay for as long; if somebody has one of
+/// them for himself, it is left for another time.
 fn in_transaction<T: Default>(task: impl FnOnce() -> Result<T>) -> T {
     let mut value = T::default();
     let slot = &mut value;
     BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| {
         if registry::units::keep_tables() {
             *slot = crate::error::or_raise(task());
+        } else if registry::installed()
+            && let Some(database) = shmem::database()
+        {
+            database.busy.store(true, Ordering::SeqCst);
         }
     }));
     value
 }
 
 fn work(database: &'static Database) {
-    let is_installed = in_transaction(|| {
+    database.busy.store(false, Ordering::SeqCst);
+    let is_ready = in_transaction(|| {
         ledger::load()?;
         lease::note_stranded()?;
         Ok(true)
     });
-    if !is_installed {
-        database.busy.store(false, Ordering::SeqCst);
-        rest(database);
+    if !is_ready {
+        // What kept it from the tables may last: the launcher takes its time.
         return;
     }
     let mut round_at = i64::MIN;

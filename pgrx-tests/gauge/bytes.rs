@@ -261,9 +261,8 @@ fn reconcile_repairs_bytes() {
     let db = files();
     let mut admin = db.admin();
     let right = bytes(&db);
-    admin.run(&format!(
-        "UPDATE tenant_rls.usage SET used = 1 WHERE resource = '{GAUGE}' AND tenant_id = '{A}'"
-    ));
+    admin
+        .run(&format!("INSERT INTO tenant_rls.ledger VALUES ('{A}', '{GAUGE}', '-infinity', 'infinity', 1)"));
     assert_ne!(drift(&mut admin), "");
     assert_eq!(admin.one::<i64>("SELECT tenant_quota_reconcile('files')"), 1);
     assert_eq!(bytes(&db), right);

@@ -198,7 +198,7 @@ fn place(key: &Key) -> Result<Place> {
         return Ok(Place::Journal(at));
     }
     // Who attaches a table to the gauge waits for the transactions that have it.
-    registry::units::open_ledger()?;
+    registry::units::open_units()?;
     let pinned = match pin(key, &name)? {
         Ok(pinned) => pinned,
         Err(elsewhere) => return Ok(elsewhere),

@@ -188,6 +188,7 @@ pub fn fold() -> Result<Vec<Folded>> {
         &[pg_sys::INT8OID],
     );
     lock().acquire();
+    registry::units::open_units()?;
     let mut folded = Vec::new();
     let writes = registry::units::OwnWrite::begin();
     as_owner(|| {

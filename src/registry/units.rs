@@ -127,11 +127,14 @@ pub fn lock_usage() -> Result<()> {
     Ok(())
 }
 
-/// Announces that this transaction will write to the ledger: [`lock_usage`] waits for its end.
-pub fn open_ledger() -> Result<()> {
+/// Announces that this transaction will write units: [`lock_usage`] waits for its end. Both tables, in the order in which
+/// that takes them.
+pub fn open_units() -> Result<()> {
     let catalog = catalog().ok_or(Error::NotInstalled)?;
-    // SAFETY: a lock of the transaction.
-    unsafe { pg_sys::LockRelationOid(catalog.ledger, pg_sys::RowExclusiveLock as i32) };
+    for table in [catalog.usage, catalog.ledger] {
+        // SAFETY: a lock of the transaction.
+        unsafe { pg_sys::LockRelationOid(table, pg_sys::RowExclusiveLock as i32) };
+    }
     Ok(())
 }
 
