@@ -1,4 +1,4 @@
-"""The cache against Redis and a plain table, by the client of cache_client.rs, which checks every answer."""
+"""The cache, and quotas, against Redis and tables by hand, by the client of cache_client.rs, which checks every answer."""
 
 import atexit
 import os
@@ -25,9 +25,10 @@ PLAIN = (
 
 
 class Redis:
-    """Debian's redis-server, unpacked by scripts/setup, on a Unix socket; persistence off, as a cache is run."""
+    """Debian's redis-server, unpacked by scripts/setup, on a Unix socket. `durable` writes its log to disk every second, as
+    one counts; else persistence is off, as a cache is run."""
 
-    def __init__(self):
+    def __init__(self, durable=False):
         cache = os.environ.get("TENANT_RLS_CACHE")
         if not cache:
             cache = "/var/cache/tenant_rls" if os.geteuid() == 0 else f"{Path.home()}/.cache/tenant_rls"
@@ -37,8 +38,8 @@ class Redis:
         if not Path(program).exists():
             raise Failure(f"{program} is not there: scripts/setup --bench")
         self.process = subprocess.Popen(
-            [program, "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", "no",
-             "--dir", self.folder.name],
+            [program, "--port", "0", "--unixsocket", self.socket, "--save", "",
+             "--appendonly", "yes" if durable else "no", "--appendfsync", "everysec", "--dir", self.folder.name],
             stdout=subprocess.DEVNULL,
         )
         atexit.register(self.stop)
@@ -92,6 +93,16 @@ class Calls(Client):
             self.do("fill", size=self.size)
             self.filled = True
         return self.do(self.what, seconds, clients, KEYS, self.size)[0]
+
+
+class Consuming(Client):
+    """A side of a Work: units of one tenant taken, by a statement that answers `t`, or by EVAL in Redis."""
+
+    def __init__(self, server, database="", statement="", redis=None):
+        super().__init__(server, database, (statement, ""), redis)
+
+    def time(self, seconds, clients):
+        return self.do("consume", seconds, clients)[0]
 
 
 class Invalidation(Client):

@@ -3,7 +3,8 @@
 //!
 //!     cache_client (pg USER DATABASE | redis) SOCKET DO SECONDS CLIENTS KEYS BYTES EXPIRES STATEMENT
 //!
-//! DO is `get`, `set`, `fill`, `fill-many` or `invalidate`. Client n acts for tenant n, a uuid. A value is a JSON object
+//! DO is `get`, `set`, `consume`, `fill`, `fill-many` or `invalidate`. Client n acts for tenant n, a uuid; all that
+//! `consume` act for one. A value is a JSON object
 //! that names its tenant, its key and the instant until which it holds, in the form in which jsonb is printed; every get
 //! compares all of it, and fails when it is of another tenant or key, not whole, or past its time. Prints microseconds a
 //! call and client; for `invalidate` those of one invalidation, and of the slowest get of another client meanwhile.
@@ -49,10 +50,16 @@ fn now() -> u64 {
 trait Connection: Send {
     fn get(&mut self, key: usize) -> &[u8];
     fn set(&mut self, key: usize, value: &str);
+    /// Takes a unit of the tenant; whether there was one.
+    fn consume(&mut self) -> bool;
     fn fill_many(&mut self, from: usize, to: usize);
     fn make_group(&mut self, keys: usize);
     fn invalidate_group(&mut self) -> usize;
 }
+
+/// What one writes to count against a limit in Redis.
+const CONSUME: &[u8] = b"local used = redis.call('INCRBY', KEYS[1], ARGV[1]) \
+    if used > tonumber(ARGV[2]) then redis.call('DECRBY', KEYS[1], ARGV[1]) return 0 end return 1";
 
 struct Redis {
     stream: UnixStream,
@@ -123,6 +130,13 @@ impl Connection for Redis {
         self.line();
     }
 
+    fn consume(&mut self) -> bool {
+        let key = format!("{}used", self.prefix);
+        self.push(&[b"EVAL", CONSUME, b"1", key.as_bytes(), b"1", b"1000000000000000"]);
+        self.send();
+        self.line() == ":1"
+    }
+
     fn fill_many(&mut self, from: usize, to: usize) {
         for first in (from..to).step_by(1000) {
             for key in first..to.min(first + 1000) {
@@ -177,7 +191,7 @@ impl Postgres {
         let reader = BufReader::with_capacity(64 << 10, stream.try_clone().expect("a socket"));
         let mut own = Postgres { stream, reader, answer: Vec::new(), set: set.replace("{tenant}", tenant) };
         let mut startup = vec![0, 3, 0, 0];
-        let options = format!("-c app.current_tenant={tenant}");
+        let options = format!("-c app.current_tenant={tenant} -c my.tenant={tenant}");
         for word in ["user", user, "database", database, "options", &options, ""] {
             startup.extend_from_slice(word.as_bytes());
             startup.push(0);
@@ -270,6 +284,11 @@ impl Connection for Postgres {
         self.execute("s", &[&format!("k{key}"), value]);
     }
 
+    fn consume(&mut self) -> bool {
+        self.execute("g", &[]);
+        self.answer == b"t"
+    }
+
     fn fill_many(&mut self, _from: usize, _to: usize) {
         unreachable!("filled by SQL")
     }
@@ -316,7 +335,7 @@ fn main() {
         }
         "fill-many" => open(0).fill_many(0, keys),
         "invalidate" => invalidate(&open, keys),
-        "get" | "set" => load(&open, &what, seconds, clients, keys, bytes, expires),
+        "get" | "set" | "consume" => load(&open, &what, seconds, clients, keys, bytes, expires),
         other => panic!("{other}"),
     }
 }
@@ -334,9 +353,10 @@ fn load(
     let end = Arc::new(AtomicBool::new(false));
     let threads: Vec<_> = (0..clients)
         .map(|n| {
-            let mut connection = open(n);
-            let (start, calls, end) = (start.clone(), calls.clone(), end.clone());
+            let consumes = what == "consume";
             let reads = what == "get";
+            let mut connection = open(if consumes { 0 } else { n });
+            let (start, calls, end) = (start.clone(), calls.clone(), end.clone());
             thread::spawn(move || {
                 let values: Vec<String> = (0..keys).map(|key| value(&tenant(n), key, bytes, expires)).collect();
                 let mut random = n as u64 + 1;
@@ -345,7 +365,9 @@ fn load(
                 while !end.load(Ordering::Relaxed) {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let key = (random >> 33) as usize % keys;
-                    if reads {
+                    if consumes {
+                        assert!(connection.consume(), "the limit is reached");
+                    } else if reads {
                         let found = connection.get(key);
                         assert!(found == values[key].as_bytes(), "a wrong value: {}", String::from_utf8_lossy(found));
                         assert!(now() < expires, "an expired value");

@@ -37,8 +37,32 @@ BEGIN
 END
 $$;
 
--- A limit that is never reached but always compared with, on both sides.
+-- The type of the real ones, and no call at all: the planner puts the row in its place.
+CREATE FUNCTION no_consume(resource text, amount bigint DEFAULT 1, idempotency_key text DEFAULT NULL) RETURNS tenant_quota_result
+LANGUAGE sql IMMUTABLE AS $$
+SELECT ROW(
+    true, 1, 'leased_requests', 1, 0, 1000000000000000, 999999999999999, '2026-01-01 00:00Z'::timestamptz, '2026-02-01 00:00Z'::timestamptz,
+    NULL::interval, 'granted', 'plan', 'hard', 'leased', NULL::uuid)::tenant_quota_result
+$$;
+
+-- A resource for each mode, with a limit that is never reached but always compared with, on both sides; and one that has
+-- nothing left for anybody who has used it once.
 INSERT INTO hand_limits
 SELECT t, 'api_requests', 1000000000000000 FROM tenant_list() AS t;
 SELECT count(tenant_quota_set(t, 'api_requests', 1000000000000000)::text) FROM tenant_list() AS t;
+SELECT tenant_resource_define(name || '_requests', 'counter', 'request', 'month')
+FROM unnest(ARRAY['escrow', 'leased', 'denied']) AS name;
+SELECT
+    tenant_plan_limit_set('enterprise', 'api_requests', 1000000000000000, mode => 'strict'),
+    tenant_plan_limit_set('enterprise', 'escrow_requests', 1000000000000000, mode => 'escrow'),
+    tenant_plan_limit_set('enterprise', 'leased_requests', 1000000000000000, mode => 'leased'),
+    tenant_plan_limit_set('enterprise', 'denied_requests', 10, mode => 'escrow');
 ANALYZE hand_limits;
+
+-- What a business transaction writes.
+CREATE TABLE quota_orders (
+    tenant_id uuid NOT NULL,
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    total numeric NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);

@@ -1,5 +1,6 @@
 """The results as a Markdown table and as a chart."""
 
+import math
 from dataclasses import dataclass
 from html import escape
 
@@ -21,6 +22,8 @@ class Line:
     times: tuple[float, float] | None = None
     cpus: tuple[float, float] | None = None
     rounds: int = 0
+    # For what is asked of the calls a second, a multiple of the peer's.
+    rate_target: float | None = None
     # For what is not a ratio.
     value: str = ""
     target: str = ""
@@ -30,9 +33,16 @@ class Line:
         """Whether every target that was measured is met, to the two digits that are printed."""
         if self.met is not None:
             return self.met
-        pairs = [(self.time, self.time_target), (self.cpu, self.cpu_target)]
-        judged = [round(ratio.median, 2) <= round(target, 2) for ratio, target in pairs if ratio and target]
+        judged = [verdict for verdict in (self.time_verdict(), self.cpu_verdict()) if verdict is not None]
         return all(judged) if judged else None
+
+    def time_verdict(self):
+        if self.time and self.rate_target:
+            return round(1 / self.time.median, 2) >= self.rate_target
+        return within(self.time, self.time_target)
+
+    def cpu_verdict(self):
+        return within(self.cpu, self.cpu_target)
 
     def targets(self):
         if self.target:
@@ -40,6 +50,8 @@ class Line:
         if self.time_target == self.cpu_target and self.time_target:
             return f"≤ {self.time_target:.2f}"
         parts = []
+        if self.rate_target:
+            parts.append(f"rate ≥ {self.rate_target:.2f}")
         if self.time_target:
             parts.append(f"time ≤ {self.time_target:.2f}")
         if self.cpu_target:
@@ -47,8 +59,18 @@ class Line:
         return ", ".join(parts)
 
 
+def within(ratio, target):
+    return round(ratio.median, 2) <= round(target, 2) if ratio and target else None
+
+
 def ratio(value):
     return f"{value.median:.2f}" if value else ""
+
+
+def time_cell(line):
+    if line.time and line.rate_target:
+        return f"{line.time.median:.2f} (rate {1 / line.time.median:.2f})"
+    return ratio(line.time)
 
 
 def spread(value):
@@ -77,12 +99,12 @@ def markdown(facts, lines, notes, chart):
     parts = [
         "# What tenant_rls costs",
         f"{judged.count(True)} of {len(judged)} targets met. A ratio is our time divided by the peer's: below 1 is"
-        " faster. Only ratios within one run mean something; another machine has other times.",
+        " faster; *rate* is the number of calls a second divided by the peer's. Only ratios within one run mean something; another machine has other times.",
         f"![Ratios and targets]({chart})",
         table(
             ["work", "against", "time", "server CPU", "target", ""],
             [
-                [line.text, line.peer, line.value or ratio(line.time), ratio(line.cpu), line.targets(), word(line.verdict())]
+                [line.text, line.peer, line.value or time_cell(line), ratio(line.cpu), line.targets(), word(line.verdict())]
                 for line in lines
             ],
         ),
@@ -158,16 +180,19 @@ def svg(title, lines):
             f'<text x="{LEFT - 12}" y="{top + 28}" text-anchor="end" font-size="10.5" fill="#5b6775">'
             f"against {plain(line.peer)}</text>"
         )
-        bars = [(line.time, line.time_target, 1.0), (line.cpu, line.cpu_target, 0.55)]
-        for place, (value, target, opacity) in enumerate(bars):
+        time_target = 1 / line.rate_target if line.rate_target else line.time_target
+        bars = [
+            (line.time, time_target, line.time_verdict(), 1.0),
+            (line.cpu, line.cpu_target, line.cpu_verdict(), 0.55),
+        ]
+        for place, (value, target, met, opacity) in enumerate(bars):
             if not value:
                 continue
             y = top + 3 + place * 14
-            missed = target and round(value.median, 2) > round(target, 2)
             end = x(value.median)
             out.append(
                 f'<rect x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="12" rx="2"'
-                f' fill="{MISSED if missed else MET}" fill-opacity="{opacity}"/>'
+                f' fill="{MISSED if met is False else MET}" fill-opacity="{opacity}"/>'
             )
             beyond = " →" if value.median > most else ""
             out.append(
@@ -179,6 +204,50 @@ def svg(title, lines):
                     f'<line x1="{x(target):.1f}" x2="{x(target):.1f}" y1="{y - 1}" y2="{y + 13}" stroke="{TARGET}"'
                     ' stroke-width="2.5"/>'
                 )
+    out.append("</svg>")
+    return "\n".join(out) + "\n"
+
+
+COLOURS = ["#2f7d5b", "#1d4ed8", "#7c3aed", "#c2410c", "#b45309", "#5b6775"]
+
+
+def rates_svg(title, clients, series):
+    """Lines of calls a second by the number of clients. `series` maps a name to the rates, in the order of `clients`."""
+    width, height, left, right, top, bottom = 860, 480, 70, 250, 66, 440
+    powers = [math.log10(rate) for rates in series.values() for rate in rates]
+    low, high = math.floor(min(powers)), math.ceil(max(powers))
+
+    def x(place):
+        return left + (width - left - right) * place / (len(clients) - 1)
+
+    def y(rate):
+        return bottom - (bottom - top) * (math.log10(rate) - low) / (high - low)
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        ' font-family="system-ui, sans-serif" font-size="12">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="16" y="26" font-size="16" font-weight="600" fill="{INK}">{escape(title)}</text>',
+        f'<text x="16" y="46" fill="{INK}">Calls a second (logarithmic) by clients, one tenant and resource, one machine.</text>',
+    ]
+    for power in range(low, high + 1):
+        at = y(10**power)
+        out.append(f'<line x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}" stroke="{FAINT}"/>')
+        label = f"{10**power:,}".replace(",", " ")
+        out.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end" fill="{INK}">{label}</text>')
+    for place, number in enumerate(clients):
+        out.append(f'<text x="{x(place):.1f}" y="{bottom + 20}" text-anchor="middle" fill="{INK}">{number}</text>')
+    # Labels stand beside the ends of the lines, and below each other where these meet.
+    free = 0.0
+    ends = sorted(zip(series.items(), COLOURS), key=lambda item: -item[0][1][-1])
+    for (name, rates), colour in ends:
+        points = " ".join(f"{x(place):.1f},{y(rate):.1f}" for place, rate in enumerate(rates))
+        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        free = max(y(rates[-1]) + 4, free)
+        figure = f"{rates[-1]:,.0f}".replace(",", " ")
+        out.append(f'<text x="{width - right + 10}" y="{free:.1f}" fill="{colour}">{plain(name)}: {figure}</text>')
+        free += 15
     out.append("</svg>")
     return "\n".join(out) + "\n"
 

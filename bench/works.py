@@ -3,11 +3,12 @@
 import hashlib
 import os
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache import PLAIN, TENANTS, Calls, Invalidation, Redis
+from cache import PLAIN, TENANTS, Calls, Consuming, Invalidation, Redis
 from harness import Server, Session, Side
 
 HERE = Path(__file__).resolve().parent
@@ -20,12 +21,18 @@ CUSTOMER = hashlib.md5(b"customer 1").hexdigest()
 
 # Keys of one tenant's cache, of which a thousand are invalidated.
 MANY_KEYS = int(os.environ.get("TENANT_RLS_BENCH_KEYS", "10000000"))
+# Rows of closed periods.
+HISTORY = int(os.environ.get("TENANT_RLS_BENCH_HISTORY", "10000000"))
+# Keys that one backend counts.
+TOUCHED = int(os.environ.get("TENANT_RLS_BENCH_TOUCHED", "1000000"))
 
 COMMON_SETTINGS = [
     "shared_buffers = '1500MB'",
     "max_wal_size = '8GB'",
     "checkpoint_timeout = '1h'",
-    "max_connections = 50",
+    "max_connections = 100",
+    # The launcher, and a worker for each database.
+    "max_worker_processes = 16",
     "fsync = on",
     "synchronous_commit = on",
     # Sums of many short runs; a helper process would also hide CPU from us.
@@ -36,12 +43,14 @@ COMMON_SETTINGS = [
 
 @dataclass
 class Against:
-    """A peer and what is asked of us: at most so many times its time and its server CPU."""
+    """A peer and what is asked of us: at most so many times its time and its server CPU, or at least so many times its
+    calls a second."""
 
     side: str
     text: str
     time: float | None = None
     cpu: float | None = None
+    rate: float | None = None
 
 
 @dataclass
@@ -56,6 +65,8 @@ class Work:
     calls: int = 200_000
     # A multiple of the usual rounds, where a very small difference is looked for.
     rounds: int = 1
+    # A multiple of the usual seconds, where a worker that comes once a second is part of the cost.
+    seconds: int = 1
     restarts: bool = False
     # Values of the script's variables, where the sides' plans are to be compared.
     sample: dict[str, str] | None = None
@@ -72,6 +83,31 @@ class Memory:
     peer: str
     at_most: int
     measure: Callable[[], tuple[int, int]]
+    once: bool = False
+    note: Callable[[], str] | None = None
+
+
+@dataclass
+class Rate:
+    """Calls a second of server CPU, without a peer."""
+
+    name: str
+    text: str
+    at_least: int
+    measure: Callable[[], float]
+    note: Callable[[], str]
+
+
+@dataclass
+class Rates:
+    """A chart of calls a second by clients, of each side."""
+
+    name: str
+    text: str
+    sides: dict[str, Side]
+    clients: tuple[int, ...]
+    file: str
+    seconds: int = 1
 
 
 class Databases:
@@ -84,7 +120,7 @@ class Databases:
         self.progress = progress
         self.ready = set()
         self.made_of = ""
-        self.running_redis = None
+        self.running_redis = {}
 
     def _origin(self):
         """Tells databases of one extension and one version of these files from those of another."""
@@ -162,9 +198,28 @@ class Databases:
             server.sql("postgres", f"CREATE DATABASE {name}")
             self._extension(server, name, 1000)
             server.sql(name, (HERE / "quota.sql").read_text())
-            server.sql(name, "GRANT SELECT, INSERT, UPDATE, DELETE ON hand_limits, hand_usage TO bench_app")
+            server.sql(name, "GRANT SELECT, INSERT, UPDATE, DELETE ON hand_limits, hand_usage, quota_orders TO bench_app")
 
         return self._make("bench_quota", make)
+
+    def history(self, rows):
+        def make(server, name):
+            server.sql("postgres", f"CREATE DATABASE {name}")
+            self._extension(server, name, 1000)
+            # As if a period were an hour.
+            server.sql(
+                name,
+                f"""
+                INSERT INTO tenant_rls.usage_history (tenant_id, resource, period_start, resets_at, used)
+                SELECT ('{PREFIX}' || {FIRST} + n % 1000)::uuid, 'api_requests',
+                    at.start, at.start + interval '1 hour', 1000
+                FROM generate_series(0, {rows - 1}) AS n,
+                    LATERAL (SELECT timestamptz '2000-01-01 00:00Z' + n / 1000 * interval '1 hour' AS start) AS at;
+                VACUUM ANALYZE tenant_rls.usage_history;
+                """,
+            )
+
+        return self._make(f"bench_history_{rows}", make)
 
     def features(self):
         def make(server, name):
@@ -183,9 +238,15 @@ class Databases:
         return self._make("bench_features", make)
 
     def redis(self):
-        if not self.running_redis:
-            self.running_redis = Redis()
-        return self.running_redis
+        return self._redis(durable=False)
+
+    def durable_redis(self):
+        return self._redis(durable=True)
+
+    def _redis(self, durable):
+        if durable not in self.running_redis:
+            self.running_redis[durable] = Redis(durable)
+        return self.running_redis[durable]
 
     def cache(self):
         def make(server, name):
@@ -485,77 +546,320 @@ def set_tenant(databases, number):
     ]
 
 
-def consume(databases):
-    database = databases.quota()
-    clean = "VACUUM tenant_rls.usage; VACUUM hand_usage;"
-    # The loop commits each call, as pgbench does; waiting for the disk is not CPU.
-    loop_options = "-c synchronous_commit=off"
-    hot = {
-        "ours": Side(
-            databases.library,
-            database,
-            script="SELECT allowed FROM tenant_quota_consume('api_requests');\n",
-            loop="SELECT q.allowed INTO v_ok FROM tenant_quota_consume('api_requests') AS q;",
-            options=f"-c app.current_tenant={LARGE_TENANT}",
-        ),
-        "plain": Side(
-            databases.library,
-            database,
-            script="SELECT hand_consume('api_requests');\n",
-            loop="SELECT hand_consume('api_requests') INTO v_ok;",
-            options=f"-c my.tenant={LARGE_TENANT}",
-        ),
-    }
-    field_form = {
-        "ours": Side(
-            databases.library,
-            database,
-            script="SELECT (tenant_quota_consume('api_requests')).allowed;\n",
-            loop="SELECT (tenant_quota_consume('api_requests')).allowed INTO v_ok;",
-            options=f"-c app.current_tenant={LARGE_TENANT}",
-        ),
-        "plain": hot["plain"],
-    }
+# The mode that counts each resource of bench/quota.sql.
+STRICT, ESCROW, LEASED = "api_requests", "escrow_requests", "leased_requests"
+BY_UPDATE = "PL/pgSQL by hand, one conditional UPDATE"
+# No side pays for the ledger that another has written.
+FOLDED = """
+DO $$ BEGIN WHILE EXISTS (SELECT FROM tenant_rls.ledger) LOOP PERFORM pg_sleep(0.02); END LOOP; END $$;
+VACUUM tenant_rls.ledger; VACUUM tenant_rls.usage; VACUUM hand_usage;
+"""
+
+
+def consuming(databases, script, loop, **more):
+    """A side that takes units and commits each call."""
+    return Side(
+        databases.library,
+        databases.quota(),
+        script=script,
+        loop=loop,
+        declare="v_ok boolean;",
+        before=FOLDED,
+        # The loop commits each call, as pgbench does; waiting for the disk is not CPU.
+        loop_options="-c synchronous_commit=off",
+        commit=True,
+        **more,
+    )
+
+
+def hot(databases, resource):
+    """Calls for one tenant."""
+    return consuming(
+        databases,
+        script=f"SELECT allowed FROM tenant_quota_consume('{resource}');\n",
+        loop=f"SELECT q.allowed INTO v_ok FROM tenant_quota_consume('{resource}') AS q;",
+        options=f"-c app.current_tenant={LARGE_TENANT}",
+    )
+
+
+def by_hand(databases):
+    return consuming(
+        databases,
+        script="SELECT hand_consume('api_requests');\n",
+        loop="SELECT hand_consume('api_requests') INTO v_ok;",
+        options=f"-c my.tenant={LARGE_TENANT}",
+    )
+
+
+def spread(databases, resource):
+    """Calls for a thousand tenants in turn, ours and by hand."""
     pick = f"\\set n random({FIRST}, {FIRST + 999})\n"
-    spread = {
-        "ours": Side(
-            databases.library,
-            database,
+    return {
+        "ours": consuming(
+            databases,
             script=pick + f"BEGIN;\nSELECT set_tenant(('{PREFIX}' || :n)::uuid);\n"
-            "SELECT allowed FROM tenant_quota_consume('api_requests');\nCOMMIT;\n",
+            f"SELECT allowed FROM tenant_quota_consume('{resource}');\nCOMMIT;\n",
             loop=f"PERFORM set_tenant(('{PREFIX}' || {FIRST} + k * 7919 % 1000)::uuid);"
-            " SELECT q.allowed INTO v_ok FROM tenant_quota_consume('api_requests') AS q;",
+            f" SELECT q.allowed INTO v_ok FROM tenant_quota_consume('{resource}') AS q;",
         ),
-        "plain": Side(
-            databases.library,
-            database,
+        "plain": consuming(
+            databases,
             script=pick + f"BEGIN;\nSELECT set_config('my.tenant', '{PREFIX}' || :n, true);\n"
             "SELECT hand_consume('api_requests');\nCOMMIT;\n",
             loop=f"PERFORM set_config('my.tenant', '{PREFIX}' || {FIRST} + k * 7919 % 1000, true);"
             " SELECT hand_consume('api_requests') INTO v_ok;",
         ),
     }
-    for side in [*hot.values(), *field_form.values(), *spread.values()]:
-        side.declare = "v_ok boolean;"
-        side.before = clean
-        side.loop_options = loop_options
-        side.commit = True
 
-    peer = [Against("plain", "PL/pgSQL by hand, one conditional UPDATE", 1.0)]
+
+def consume(databases):
+    ours = {"ours": hot(databases, STRICT), "plain": by_hand(databases)}
+    field_form = {
+        "ours": consuming(
+            databases,
+            script=f"SELECT (tenant_quota_consume('{STRICT}')).allowed;\n",
+            loop=f"SELECT (tenant_quota_consume('{STRICT}')).allowed INTO v_ok;",
+            options=f"-c app.current_tenant={LARGE_TENANT}",
+        ),
+        "plain": ours["plain"],
+    }
+    peer = [Against("plain", BY_UPDATE, 1.0)]
+    text = "`tenant_quota_consume`, strict"
     return [
-        Work("consume-hot-1", "`tenant_quota_consume`, one tenant, 1 client", hot, peer),
-        Work("consume-field-1", "`(tenant_quota_consume(…)).allowed`, one tenant, 1 client", field_form, peer),
-        Work("consume-hot-16", "`tenant_quota_consume`, one tenant, 16 clients", hot, peer, clients=16, calls=0),
-        Work("consume-spread-1", "`set_tenant`, `tenant_quota_consume`, 1000 tenants, 1 client", spread, peer),
+        Work("consume-hot-1", f"{text}, one tenant, 1 client", ours, peer),
+        Work("consume-field-1", "`(tenant_quota_consume(…)).allowed`, strict, one tenant, 1 client", field_form, peer),
+        Work("consume-hot-16", f"{text}, one tenant, 16 clients", ours, peer, clients=16, calls=0),
+        Work("consume-spread-1", f"`set_tenant`, {text}, 1000 tenants, 1 client", spread(databases, STRICT), peer),
         Work(
             "consume-spread-16",
-            "`set_tenant`, `tenant_quota_consume`, 1000 tenants, 16 clients",
-            spread,
+            f"`set_tenant`, {text}, 1000 tenants, 16 clients",
+            spread(databases, STRICT),
             peer,
             clients=16,
             calls=0,
         ),
     ]
+
+
+def escrow(databases):
+    one = {"ours": hot(databases, ESCROW), "plain": by_hand(databases)}
+    many = spread(databases, ESCROW)
+    text = "`tenant_quota_consume`, escrow"
+
+    def work(name, where, sides, rate, clients):
+        words = f"{where}, {clients} client{'s' if clients > 1 else ''}"
+        calls = 200_000 if clients == 1 else 0
+        return Work(name, words, sides, [Against("plain", BY_UPDATE, rate=rate)], clients=clients, calls=calls, seconds=3)
+
+    return [
+        work("escrow-hot-1", f"{text}, one tenant", one, 1.0, 1),
+        work("escrow-hot-16", f"{text}, one tenant", one, 5.0, 16),
+        work("escrow-hot-64", f"{text}, one tenant", one, 6.0, 64),
+        work("escrow-spread-1", f"`set_tenant`, {text}, 1000 tenants", many, 1.0, 1),
+        work("escrow-spread-16", f"`set_tenant`, {text}, 1000 tenants", many, 1.0, 16),
+    ]
+
+
+def escrow_transaction(databases):
+    insert = "INSERT INTO quota_orders (tenant_id, total) VALUES (:tenant, 12.50);\n"
+
+    def side(call):
+        return Side(
+            databases.library,
+            databases.quota(),
+            script=f"BEGIN;\n{insert}{call}COMMIT;\n",
+            options=f"-c app.current_tenant={LARGE_TENANT}",
+            variables={"tenant": LARGE_TENANT},
+            before=f"{FOLDED} TRUNCATE quota_orders;",
+        )
+
+    return Work(
+        "escrow-order-16",
+        "`BEGIN; INSERT; tenant_quota_consume; COMMIT`, escrow, one tenant, 16 clients",
+        {"ours": side(f"SELECT allowed FROM tenant_quota_consume('{ESCROW}');\n"), "plain": side("")},
+        [Against("plain", "`BEGIN; INSERT; COMMIT`", rate=0.8)],
+        clients=16,
+        calls=0,
+        seconds=3,
+    )
+
+
+def leased(databases):
+    def side(function):
+        return Side(
+            databases.library,
+            databases.quota(),
+            script=f"SELECT allowed FROM {function}('{LEASED}');\n",
+            loop=f"SELECT q.allowed INTO v_ok FROM {function}('{LEASED}') AS q;",
+            declare="v_ok boolean;",
+            options=f"-c app.current_tenant={LARGE_TENANT}",
+            before=FOLDED,
+        )
+
+    sides = {"ours": side("tenant_quota_consume"), "plain": side("no_consume")}
+    peer = [Against("plain", "an SQL function that is a constant of the same type", rate=0.85)]
+    note = (
+        "`leased-hot-*`: the peer is declared IMMUTABLE, so that the planner has its row in the plan and nothing is called:"
+        " what is left is the statement itself."
+    )
+    works = [
+        Work(
+            f"leased-hot-{clients}",
+            f"`tenant_quota_consume`, leased, one tenant, {clients} client{'s' if clients > 1 else ''}",
+            sides,
+            peer,
+            clients=clients,
+            calls=200_000 if clients == 1 else 0,
+            seconds=3,
+        )
+        for clients in (1, 16, 64)
+    ]
+    works[0].note = lambda: note
+    return works
+
+
+def by_client(databases, statement):
+    """A side whose client is that of the Redis side."""
+    return Consuming(databases.library, databases.quota(), statement)
+
+
+def ours_by_client(databases, resource):
+    return by_client(databases, f"SELECT allowed FROM tenant_quota_consume('{resource}')")
+
+
+def leased_redis(databases):
+    return Work(
+        "leased-redis-16",
+        "`tenant_quota_consume`, leased, one tenant, 16 clients",
+        {
+            "ours": ours_by_client(databases, LEASED),
+            "redis": Consuming(databases.library, redis=databases.durable_redis()),
+        },
+        [Against("redis", "Redis, `EVAL` with `INCRBY` and a limit, `appendfsync everysec`", rate=1.0)],
+        clients=16,
+        calls=0,
+        seconds=3,
+    )
+
+
+def leased_inside(databases):
+    calls = 1_000_000
+    spent = []
+
+    def measure():
+        options = f"-c app.current_tenant={LARGE_TENANT}"
+        statement = f"SELECT count(tenant_quota_consume('{LEASED}')) FROM generate_series(1, {calls})"
+        with Session(databases.library, databases.quota(), "bench_app", options) as session:
+            # The lease grows with the rate.
+            session.ask(statement)
+            before, begin = session.cpu(), time.monotonic()
+            session.ask(statement)
+            spent.append(time.monotonic() - begin)
+            return calls / (session.cpu() - before)
+
+    def note():
+        rate = f"{calls / statistics.median(spent):,.0f}".replace(",", " ")
+        return f"`leased-inside`: of server CPU; by the clock, waits for the worker and for a processor included, {rate} a second."
+
+    text = "`count(tenant_quota_consume(…)) FROM generate_series(…)`, leased, 1 client"
+    return Rate("leased-inside", text, calls, measure, note)
+
+
+def denied(databases):
+    options = f"-c app.current_tenant={LARGE_TENANT}"
+
+    def side(function):
+        return Side(
+            databases.library,
+            databases.quota(),
+            script=f"SELECT allowed FROM {function}('denied_requests');\n",
+            loop=f"SELECT q.allowed INTO v_ok FROM {function}('denied_requests') AS q;",
+            declare="v_ok boolean;",
+            options=options,
+            before=FOLDED,
+        )
+
+    def note():
+        with Session(databases.library, databases.quota(), "bench_app", options) as session:
+            before = session.ask("SELECT pg_current_wal_insert_lsn()")
+            session.ask("DO $$ BEGIN FOR n IN 1..10000 LOOP PERFORM tenant_quota_try_consume('denied_requests'); COMMIT; END LOOP; END $$")
+            size = session.ask(f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')")
+        return f"`denied`: the server wrote {size} bytes of WAL during 10 000 such calls."
+
+    # What there is, for those that come.
+    databases.library.sql(
+        databases.quota(),
+        "SELECT FROM tenant_quota_try_consume('denied_requests', 10)",
+        options=options,
+    )
+    return Work(
+        "denied",
+        "`tenant_quota_try_consume`, escrow, denied, 16 clients",
+        {"ours": side("tenant_quota_try_consume"), "check": side("tenant_quota_check")},
+        [Against("check", "`tenant_quota_check`", rate=0.9)],
+        clients=16,
+        note=note,
+    )
+
+
+def history(databases):
+    def sides(script, loop):
+        return {
+            name: Side(
+                databases.library,
+                databases.history(rows),
+                script=script,
+                loop=loop,
+                declare="v_ok boolean; v_used bigint;",
+                options=f"-c app.current_tenant={LARGE_TENANT}",
+                loop_options="-c synchronous_commit=off",
+                before="VACUUM tenant_rls.usage; VACUUM tenant_rls.ledger;",
+                commit=True,
+            )
+            for name, rows in (("ours", HISTORY), ("small", 10_000))
+        }
+
+    rows = f"{HISTORY:,} rows of history".replace(",", " ")
+    peer = [Against("small", "10 000 rows of history", 1.05, 1.05)]
+    return [
+        Work(
+            "history-consume",
+            f"`tenant_quota_consume`, escrow, {rows}",
+            sides(
+                "SELECT allowed FROM tenant_quota_consume('api_requests');\n",
+                "SELECT q.allowed INTO v_ok FROM tenant_quota_consume('api_requests') AS q;",
+            ),
+            peer,
+        ),
+        Work(
+            "history-usage",
+            f"a row of `tenant_usage`, {rows}",
+            sides(
+                "SELECT used FROM tenant_usage WHERE resource = 'api_requests';\n",
+                "SELECT u.used INTO v_used FROM tenant_usage AS u WHERE u.resource = 'api_requests';",
+            ),
+            peer,
+            calls=50_000,
+        ),
+    ]
+
+
+def rates(databases):
+    return Rates(
+        "quota-rates",
+        "What a quota costs: calls a second",
+        {
+            "does nothing": by_client(databases, f"SELECT allowed FROM no_consume('{LEASED}')"),
+            "leased": ours_by_client(databases, LEASED),
+            "Redis, EVAL": Consuming(databases.library, redis=databases.durable_redis()),
+            "escrow": ours_by_client(databases, ESCROW),
+            "strict": ours_by_client(databases, STRICT),
+            "by hand, UPDATE": by_client(databases, "SELECT hand_consume('api_requests')"),
+        },
+        (1, 4, 16, 64),
+        "quota-rates.svg",
+        seconds=3,
+    )
 
 
 def check(databases):
@@ -795,6 +1099,48 @@ def memory(databases):
     )
 
 
+def memory_of_keys(databases):
+    """One backend takes a unit of each of so many keys, more than shared memory has room for."""
+    server, database = databases.library, databases.tenants(1_000_000)
+    free = "SELECT pg_size_pretty(size) FROM pg_shmem_allocations WHERE name IS NULL"
+    frees = []
+
+    def growth(call):
+        with Session(server, database, "bench_app") as session:
+
+            def touch(first, last):
+                session.ask(
+                    f"DO $$ DECLARE t text; BEGIN FOR n IN {first}..{last} LOOP"
+                    f" t := '{PREFIX}' || {FIRST - 1} + n; {call}"
+                    " IF n % 1000 = 0 THEN COMMIT; END IF; END LOOP; END $$"
+                )
+
+            touch(1, 1000)
+            before = session.private_bytes()
+            touch(1001, TOUCHED)
+            return session.private_bytes() - before
+
+    def measure():
+        frees.append(server.sql(database, free))
+        ours = growth("PERFORM set_tenant(t::uuid, false); PERFORM allowed FROM tenant_quota_consume('api_requests');")
+        frees.append(server.sql(database, free))
+        return ours, growth("PERFORM set_config('my.x', t, false); PERFORM 1 FROM generate_series(1, 1);")
+
+    def note():
+        keys = server.sql(database, "SHOW tenant_rls.quota_keys")
+        return f"Shared memory has room for {keys} keys; of what the server has in reserve, {frees[0]} were free before and {frees[1]} after."
+
+    return Memory(
+        "memory-keys",
+        f"memory of a backend after `tenant_quota_consume` of {TOUCHED:,} keys, escrow".replace(",", " "),
+        "before",
+        8 << 20,
+        measure,
+        once=True,
+        note=note,
+    )
+
+
 # Name of a group → its works; a group's databases are only made when one of its names is wanted.
 GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
     "read": (
@@ -808,6 +1154,14 @@ GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
         ["consume-hot-1", "consume-field-1", "consume-hot-16", "consume-spread-1", "consume-spread-16"],
         consume,
     ),
+    "escrow": (["escrow-hot-1", "escrow-hot-16", "escrow-hot-64", "escrow-spread-1", "escrow-spread-16"], escrow),
+    "escrow-order": (["escrow-order-16"], lambda d: [escrow_transaction(d)]),
+    "leased": (["leased-hot-1", "leased-hot-16", "leased-hot-64"], leased),
+    "leased-redis": (["leased-redis-16"], lambda d: [leased_redis(d)]),
+    "leased-inside": (["leased-inside"], lambda d: [leased_inside(d)]),
+    "denied": (["denied"], lambda d: [denied(d)]),
+    "history": (["history-consume", "history-usage"], history),
+    "quota-rates": (["quota-rates"], lambda d: [rates(d)]),
     "check": (["check"], lambda d: [check(d)]),
     "feature": (["feature", "feature-enabled", "setting", "route"], feature),
     "cache": (["cache-get-100", "cache-get-10000", "cache-set-100", "cache-set-10000"], cache),
@@ -815,4 +1169,5 @@ GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
     "unprotected": (["unprotected-select", "unprotected-tpcb"], unprotected),
     "ddl": (["ddl-table", "ddl-alter"], ddl),
     "memory": (["memory"], lambda d: [memory(d)]),
+    "memory-keys": (["memory-keys"], lambda d: [memory_of_keys(d)]),
 }

@@ -181,6 +181,14 @@ fn mode_of(key: &Key) -> &'static dyn Mode {
     }
 }
 
+/// As [`mode_of`], to take units: a lease finds out whether the key is leased by the look that takes.
+fn mode_to_take(key: &Key) -> &'static dyn Mode {
+    match key.quota.mode {
+        Some(ModeName::Leased) if shmem::database().is_some() => &lease::Lease,
+        _ => mode_of(key),
+    }
+}
+
 /// What counts now for a key.
 pub fn peek(key: &Key) -> Result<Answer> {
     let mode = mode_of(key);
@@ -259,7 +267,7 @@ fn take(key: &mut Key, amount: i64) -> Result<Answer> {
     if amount == 0 {
         return peek(key);
     }
-    let mode = mode_of(key);
+    let mode = mode_to_take(key);
     check_writable(key)?;
     let (mut verdict, mut used) = mode.take(key, amount)?;
     let mut holds = reservation::holds(key)?;

@@ -58,8 +58,7 @@ impl Mode for Lease {
         let (Some(name), Some(database)) = (escrow::name_of(key), shmem::database()) else {
             return Escrow.take(key, units);
         };
-        let until = clock::now() + i64::from(gucs::lease_timeout()) * 1000;
-        let mut waiting = false;
+        let mut until = None;
         let answer = loop {
             match shmem::look(&name, |entry| attempt(entry, key, units)) {
                 Some(Attempt::Settled(verdict, used)) => {
@@ -72,12 +71,12 @@ impl Mode for Lease {
                     break Ok((verdict, used));
                 }
                 Some(Attempt::Short) => {
-                    let left = until - clock::now();
+                    let now = clock::now();
+                    let left = *until.get_or_insert(now + i64::from(gucs::lease_timeout()) * 1000) - now;
                     if left <= 0 {
                         break Ok(timed_out(key, &name));
                     }
                     database.ask(&name);
-                    waiting = true;
                     // SAFETY: waits until the worker has published, can be cancelled, and does not wait the first time:
                     // what was published before this process was in the list is not missed.
                     unsafe {
@@ -94,7 +93,7 @@ impl Mode for Lease {
                 None => break Escrow.take(key, units),
             }
         };
-        if waiting {
+        if until.is_some() {
             // SAFETY: undoes what the sleep has begun.
             unsafe { pg_sys::ConditionVariableCancelSleep() };
         }

@@ -19,11 +19,12 @@ use pgrx::{Uuid, pg_sys};
 
 use super::decision::{Reason, Verdict};
 use super::idempotency::{self, Request};
+use super::lease::Lease;
 use super::period::{self, Window};
 use super::result::{Answer, composite};
 use super::{
-    Holds, Key, admit, admitted, check_still_writable, check_transactional, check_writable, check_writer,
-    checked_amount, escrow, key_of_session, mode_of, take, take_or_raise,
+    Holds, Key, Mode, admit, admitted, check_still_writable, check_transactional, check_writable,
+    check_writer, checked_amount, escrow, key_of_session, mode_of, take, take_or_raise,
 };
 use crate::call::{argument, sql_function};
 use crate::clock;
@@ -43,8 +44,9 @@ const MOST_KEYS: i64 = 64;
 
 /// The units of a key that reservations hold.
 pub fn holds(key: &Key) -> Result<Holds> {
-    // A gauge that follows rows counts them, and nothing else.
-    if key.quota.resource.attached || !escrow::may_hold(key) {
+    // A gauge that follows rows counts them, and nothing else; there are no reservations of a lease.
+    let is_leased = key.counted_by == Some(Lease.name());
+    if key.quota.resource.attached || is_leased || !escrow::may_hold(key) {
         return Ok(Holds::default());
     }
     recorded_holds(key)
