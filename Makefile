@@ -12,7 +12,7 @@ override PG_CONFIG :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test test-pool attacks-mutation fuzz test-core install run bench bench-live lint package clean setup
+.PHONY: help demo examples test test-pool attacks-mutation torture torture-bugs fuzz test-core install run bench bench-live lint package clean setup
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,15 @@ test-pool: ## 200 clients over PgBouncer, a minute in each mode
 attacks-mutation: ## Take the guards out one by one; how many attacks notice
 	@scripts/setup 15
 	@scripts/mutate-attacks 15
+
+SECONDS ?= 600
+torture: ## Kills servers for SECONDS=600 while clients use quotas; TENANT_RLS_TORTURE_BUG=… puts a bug in
+	@scripts/setup 15 $(filter-out 15,$(PG))
+	@scripts/torture $(PG) $(SECONDS) $(TENANT_RLS_TORTURE_BUG)
+
+torture-bugs: ## Each bug of scripts/torture-bugs.txt, until torture finds it, SECONDS=600 at most
+	@scripts/setup 15
+	@scripts/torture 15 $(SECONDS) all
 
 # The tests named fuzz_, this often each: ten million runs in all.
 FUZZ_CASES ?= 1250000

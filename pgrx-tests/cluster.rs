@@ -2,7 +2,10 @@
 
 use std::cell::Cell;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use postgres::{Client, NoTls};
 
@@ -77,6 +80,24 @@ impl Cluster {
         self.running.set(false);
     }
 
+    /// Kills the postmaster, and waits for the processes that it leaves behind: for as long as one of them has the shared
+    /// memory, no other postmaster starts.
+    pub fn kill(&self) {
+        let pid_file = format!("{}/postmaster.pid", self.data());
+        assert!(kill(run("head", &["-n", "1", &pid_file]).trim()), "there is a postmaster");
+        self.running.set(false);
+        let data = PathBuf::from(self.data());
+        let is_of_data = |process: std::fs::DirEntry| {
+            // Nobody may look at a process that is about to end.
+            std::fs::read_link(process.path().join("cwd")).is_ok_and(|directory| directory == data)
+        };
+        while std::fs::read_dir("/proc").expect("processes").flatten().any(is_of_data) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        // Until somebody has asked for its end, the number of the postmaster is still taken, and the file counts.
+        run("rm", &[&pid_file]);
+    }
+
     /// The directory with its programs.
     pub fn programs(&self) -> &str {
         &self.programs
@@ -89,9 +110,7 @@ impl Cluster {
 
     /// A connection as a role.
     pub fn connect(&self, database: &str, role: &str) -> Client {
-        let mut config = postgres::Config::new();
-        config.host("127.0.0.1").port(self.port).dbname(database).user(role);
-        config.connect(NoTls).expect("the cluster answers")
+        try_connect(self.port, database, role).expect("the cluster answers")
     }
 
     /// What the server has logged.
@@ -134,6 +153,16 @@ impl Drop for Cluster {
         }
         run("rm", &["-rf", &self.directory]);
     }
+}
+
+/// A connection to the cluster on that port, or why there is none.
+pub fn try_connect(port: u16, database: &str, role: &str) -> Result<Client, postgres::Error> {
+    postgres::Config::new().host("127.0.0.1").port(port).dbname(database).user(role).connect(NoTls)
+}
+
+/// Kills a process of a cluster, which has no time to do anything about it. `false` if it has gone by itself.
+pub fn kill(pid: &str) -> bool {
+    command("kill").args(["-9", pid]).output().expect("kill").status.success()
 }
 
 /// A port on which nobody listens.

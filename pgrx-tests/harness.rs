@@ -272,7 +272,8 @@ pub fn state(error: &postgres::Error) -> String {
     error.code().map_or_else(|| format!("no SQLSTATE: {error}"), |code: &SqlState| code.code().to_string())
 }
 
-fn describe(error: &postgres::Error) -> String {
+/// An error in one line.
+pub fn describe(error: &postgres::Error) -> String {
     match error.as_db_error() {
         Some(e) => format!("{}: {} {:?} {:?}", e.code().code(), e.message(), e.detail(), e.hint()),
         None => error.to_string(),

@@ -30,6 +30,7 @@ mod registry;
 mod repair;
 mod setting;
 mod signer;
+mod torture;
 mod usage;
 
 /// What `cargo pgrx test` asks of a crate.

@@ -2,7 +2,7 @@
 //! memory, [`time`] for periods, [`idempotency`] for requests that come twice, [`reservation`] for units that are held,
 //! [`events`] for thresholds, [`impact`] for dry runs.
 
-mod concurrent;
+pub mod concurrent;
 mod escrow;
 mod events;
 mod idempotency;

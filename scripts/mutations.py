@@ -1,9 +1,11 @@
-"""Reads scripts/mutations.txt, for scripts/mutate-attacks.
+"""Reads scripts/mutations.txt, for scripts/mutate-attacks, and scripts/torture-bugs.txt, for scripts/torture.
 
 mutations.py apply TREE     puts every mutation into a copy of the tree; OFF becomes the question whether it is on
 mutations.py list PART      those with that in their name, a line each: name, the labels it meets, what is out, SQL
                             beside it, SQL afterwards, tests
 mutations.py report FILE    what the run has found out, as text
+mutations.py bugs           the names in scripts/torture-bugs.txt
+mutations.py bug NAME TREE  puts that one into a copy of the tree
 """
 
 import collections
@@ -127,7 +129,9 @@ def report(lines):
 
 
 def main():
-    mutations = read(pathlib.Path(__file__).with_name("mutations.txt"))
+    is_bug = sys.argv[1:2] in (["bugs"], ["bug"])
+    file = "torture-bugs.txt" if is_bug else "mutations.txt"
+    mutations = read(pathlib.Path(__file__).with_name(file))
     match sys.argv[1:]:
         case ["apply", tree]:
             apply(mutations, pathlib.Path(tree))
@@ -139,6 +143,10 @@ def main():
                     print(name, meets, out, *others, sep=SEPARATOR)
         case ["report", file]:
             report(pathlib.Path(file).read_text().splitlines())
+        case ["bugs"]:
+            print(*[name for name, _, _ in mutations], sep="\n")
+        case ["bug", name, tree] if name in [known for known, _, _ in mutations]:
+            apply([bug for bug in mutations if bug[0] == name], pathlib.Path(tree))
         case _:
             sys.exit(__doc__)
 

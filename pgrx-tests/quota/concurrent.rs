@@ -15,7 +15,8 @@ pub const CONNECTIONS: u64 = 16;
 pub struct Random(u64);
 
 impl Random {
-    fn of(thread: u64) -> Random {
+    /// Those of a thread, or of a seed.
+    pub fn of(thread: u64) -> Random {
         Random((thread + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
