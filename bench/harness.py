@@ -75,6 +75,15 @@ class Server:
         share = run(["pg_config", "--sharedir"], env=self.environment).strip()
         return sorted(Path(share, "extension").glob("tenant_rls--*.sql"))
 
+    def compile(self, source):
+        """Puts a C file, as a library named tenant_rls_… after it, where the server finds it."""
+
+        def folder(kind):
+            return run(["pg_config", kind], env=self.environment).strip()
+
+        library = f"{folder('--pkglibdir')}/tenant_rls_{source.stem}.so"
+        run(["cc", "-O2", "-fPIC", "-shared", f"-I{folder('--includedir-server')}", "-o", library, source])
+
     def client(self, database, user="postgres", options=""):
         """The environment of a client program."""
         return self.environment | {"PGDATABASE": database, "PGUSER": user, "PGOPTIONS": options}

@@ -37,13 +37,15 @@ BEGIN
 END
 $$;
 
--- The type of the real ones, and no call at all: the planner puts the row in its place.
-CREATE FUNCTION no_consume(resource text, amount bigint DEFAULT 1, idempotency_key text DEFAULT NULL) RETURNS tenant_quota_result
-LANGUAGE sql IMMUTABLE AS $$
-SELECT ROW(
-    true, 1, 'leased_requests', 1, 0, 1000000000000000, 999999999999999, '2026-01-01 00:00Z'::timestamptz, '2026-02-01 00:00Z'::timestamptz,
-    NULL::interval, 'granted', 'plan', 'hard', 'leased', NULL::uuid)::tenant_quota_result
-$$;
+-- Called as ours, and does nothing: see no_consume.c.
+CREATE FUNCTION no_consume(
+    answer tenant_quota_result DEFAULT ROW(
+        true, 1, 'leased_requests', 1, 0, 1000000000000000, 999999999999999, timestamptz '2026-01-01 00:00Z',
+        timestamptz '2026-02-01 00:00Z', NULL::interval, 'granted', 'plan', 'hard', 'leased', NULL::uuid)::tenant_quota_result,
+    resource text DEFAULT NULL,
+    amount bigint DEFAULT 1
+) RETURNS tenant_quota_result
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS '$libdir/tenant_rls_no_consume', 'no_consume';
 
 -- A resource for each mode, with a limit that is never reached but always compared with, on both sides; and one that has
 -- nothing left for anybody who has used it once.
