@@ -169,7 +169,10 @@ fn mode_of(key: &Key) -> &'static dyn Mode {
             &lease::Lease
         }
         (Some(Kind::Escrow), ModeName::Leased)
-            if !escrow::has_position(&name) && lease::begin(key, &name).unwrap_or(false) =>
+            // Who gives back needs the mode that can.
+            if matches!(key.purpose, Purpose::Take)
+                && !escrow::has_position(&name)
+                && lease::begin(key, &name).unwrap_or(false) =>
         {
             &lease::Lease
         }
