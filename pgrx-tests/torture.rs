@@ -472,7 +472,7 @@ fn a_short_torture() {
                 let plan = Plan::random(&mut torture.random);
                 let settled = torture.round % 5 == 4;
                 torture.round(&plan, settled);
-                if torture.round % 20 == 0 {
+                if torture.round.is_multiple_of(20) {
                     eprintln!("{}", torture.totals());
                 }
             }

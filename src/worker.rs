@@ -250,7 +250,7 @@ fn extend(database: &Database, asks: Vec<shmem::Key>) -> usize {
     if asks.is_empty() {
         return 0;
     }
-    let moved = lease::work(&asks, &|task| in_transaction(task));
+    let moved = in_transaction(|| lease::write(&asks)).publish();
     database.extended.fetch_add(moved as i64, Ordering::Relaxed);
     moved
 }

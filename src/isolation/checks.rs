@@ -171,7 +171,7 @@ unsafe fn may_execute(function: pg_sys::Oid) -> bool {
     // SAFETY: looks the function up.
     let answer = unsafe {
         #[cfg(feature = "pg15")]
-        let answer = pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE.into());
+        let answer = pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE);
         #[cfg(not(feature = "pg15"))]
         let answer =
             pg_sys::object_aclcheck(pg_sys::ProcedureRelationId, function, role, pg_sys::ACL_EXECUTE.into());
@@ -180,7 +180,7 @@ unsafe fn may_execute(function: pg_sys::Oid) -> bool {
     answer == pg_sys::AclResult::ACLCHECK_OK
 }
 
-/// Lets [`is_own`] make the checks that [`simplify`] has set aside. Raises nothing.
+/// Lets `is_own` make the checks that `simplify` has set aside. Raises nothing.
 ///
 /// # Safety
 ///

@@ -203,36 +203,46 @@ struct Move {
     at_hand: i64,
 }
 
-/// Extends the leases that ask, and ends those that nobody uses. To be called by the worker, outside a transaction;
-/// `in_transaction` runs its argument in one that is on disk when it returns. How many leases it moved.
-pub fn work(asks: &[shmem::Key], in_transaction: &dyn Fn(&mut dyn FnMut() -> Result<()>)) -> usize {
-    let mut moves = Vec::new();
-    let mut ended = Vec::new();
-    in_transaction(&mut || {
-        registry::accept_invalidations();
-        for key in asks {
-            plan(key, &mut moves, &mut ended)?;
+/// What a worker has written for leases, and has yet to tell those who wait.
+#[derive(Default)]
+pub struct Moves {
+    moves: Vec<Move>,
+    ended: Vec<shmem::Key>,
+}
+
+/// Extends the leases that ask, and ends those that nobody uses: writes it, in this transaction of the worker. When that is
+/// on disk, and not before, [`Moves::publish`].
+pub fn write(asks: &[shmem::Key]) -> Result<Moves> {
+    registry::accept_invalidations();
+    let mut moves = Moves::default();
+    for key in asks {
+        plan(key, &mut moves)?;
+    }
+    for change in &moves.moves {
+        ledger::write(&change.key, change.resets_at, change.units)?;
+        note(change)?;
+    }
+    Ok(moves)
+}
+
+impl Moves {
+    /// Lets callers have what was granted. How many leases were moved.
+    pub fn publish(self) -> usize {
+        for change in &self.moves {
+            shmem::change(&change.key, |entry| publish(entry, change.units));
         }
-        for change in &moves {
-            ledger::write(&change.key, change.resets_at, change.units)?;
-            note(change)?;
+        for key in &self.ended {
+            shmem::change(key, |entry| {
+                entry.inf.store(entry.sup.load(SeqCst), SeqCst);
+                entry.set_kind(Kind::Escrow);
+            });
         }
-        Ok(())
-    });
-    for change in &moves {
-        shmem::change(&change.key, |entry| publish(entry, change.units));
+        if let Some(database) = shmem::database() {
+            // SAFETY: wakes those that wait; the variable is in shared memory.
+            unsafe { pg_sys::ConditionVariableBroadcast(database.published()) };
+        }
+        self.moves.len() + self.ended.len()
     }
-    for key in &ended {
-        shmem::change(key, |entry| {
-            entry.inf.store(entry.sup.load(SeqCst), SeqCst);
-            entry.set_kind(Kind::Escrow);
-        });
-    }
-    if let Some(database) = shmem::database() {
-        // SAFETY: wakes those that wait; the variable is in shared memory.
-        unsafe { pg_sys::ConditionVariableBroadcast(database.published()) };
-    }
-    moves.len() + ended.len()
 }
 
 fn publish(entry: &Entry, units: i64) {
@@ -246,7 +256,7 @@ fn publish(entry: &Entry, units: i64) {
 }
 
 /// What is to become of a lease.
-fn plan(key: &shmem::Key, moves: &mut Vec<Move>, ended: &mut Vec<shmem::Key>) -> Result<()> {
+fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
     let now = clock::now();
     // Behind a fence nothing is written: who moves or purges the tenant has the last word.
     if registry::tenant(key.tenant())?.is_some_and(|tenant| !fence::try_enter(&tenant)) {
@@ -281,10 +291,10 @@ fn plan(key: &shmem::Key, moves: &mut Vec<Move>, ended: &mut Vec<shmem::Key>) ->
     });
     if let Some((units, at_hand, resets_at)) = change.flatten() {
         if units != 0 {
-            moves.push(Move { key: *key, resets_at, units, at_hand });
+            moves.moves.push(Move { key: *key, resets_at, units, at_hand });
         }
         if at_hand == 0 {
-            ended.push(*key);
+            moves.ended.push(*key);
         }
     }
     Ok(())

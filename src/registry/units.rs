@@ -190,11 +190,9 @@ pub fn keep_tables() -> bool {
         catalog.ledger,
         catalog.leases,
     ];
-    // SAFETY: locks of the transaction; a table that is gone by then is found out by the server's own check.
-    tables.into_iter().all(|table| {
-        table != pg_sys::InvalidOid
-            && unsafe { pg_sys::ConditionalLockRelationOid(table, pg_sys::AccessShareLock as i32) }
-    }) && super::installed()
+    // SAFETY: a lock of the transaction; a table that is gone by then is found out by the server's own check.
+    let keep = |table| unsafe { pg_sys::ConditionalLockRelationOid(table, pg_sys::AccessShareLock as i32) };
+    tables.into_iter().all(|table| table != pg_sys::InvalidOid && keep(table)) && super::installed()
 }
 
 /// Whether units are being written by us, who keep shared memory in step.

@@ -55,15 +55,13 @@ struct World {
 impl World {
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Take(units) => {
-                if decide(Some(self.limit), Enforcement::Hard, self.used, units).allowed {
-                    if self.used + units <= self.granted {
-                        self.used += units;
-                        self.acknowledged += units;
-                        assert!(self.used <= self.limit);
-                    } else {
-                        self.asked = self.asked.max(units);
-                    }
+            Step::Take(units) if decide(Some(self.limit), Enforcement::Hard, self.used, units).allowed => {
+                if self.used + units <= self.granted {
+                    self.used += units;
+                    self.acknowledged += units;
+                    assert!(self.used <= self.limit);
+                } else {
+                    self.asked = self.asked.max(units);
                 }
             }
             Step::Decide if self.extension.is_none() => {
