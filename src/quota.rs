@@ -524,8 +524,8 @@ pub fn next_due() -> Result<Option<i64>> {
     Ok(as_owner(|| SELECT.first(&[], |row| row.get::<i64>(1)))?.flatten())
 }
 
-/// Tenants in whose rows a sweep changes something, in one transaction: it holds a lock for each.
-const MOST_TENANTS: i64 = 64;
+/// Tenants in whose rows a worker changes something, in one transaction: it holds a lock for each.
+pub const MOST_TENANTS: i64 = 64;
 
 /// The tenant, if something of it may be written now without waiting for a fence.
 fn admit(id: Uuid) -> Result<Option<Rc<Tenant>>> {

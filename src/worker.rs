@@ -264,8 +264,8 @@ fn round(database: &Database) -> usize {
     loop {
         let folded = in_transaction(ledger::fold);
         ledger::settle(&folded);
-        if !folded.is_empty() {
-            in_transaction(|| events::record_folded(&folded));
+        for keys in folded.chunks(quota::MOST_TENANTS as usize) {
+            in_transaction(|| events::record_folded(keys));
         }
         let rows: i64 = folded.iter().map(|key| key.rows).sum();
         database.folded.fetch_add(rows, Ordering::Relaxed);

@@ -78,20 +78,23 @@ pub fn notify(batch: i64) -> Result<u64> {
     as_owner(|| NOTIFY.execute(&[batch.into_datum()]))
 }
 
-/// Writes the events of keys that a worker has folded.
+/// Writes the events of keys that a worker has folded. Holds a lock for each tenant that has any: see
+/// [`super::MOST_TENANTS`].
 pub fn record_folded(folded: &[Folded]) -> Result<()> {
     registry::accept_invalidations();
     for key in folded {
-        // Of a tenant that is fenced, or about to be purged, nothing is written; the next fold makes up for it.
-        let Some(tenant) = registry::tenant(key.tenant)?.filter(|tenant| fence::try_enter(tenant)) else {
-            continue;
-        };
+        let Some(tenant) = registry::tenant(key.tenant)? else { continue };
         let limit = match registry::quota(&tenant, &key.resource) {
             Ok(quota) => quota.limit(period::from_postgres(clock::now())).0,
             Err(Error::NoLimit { .. } | Error::Unknown { .. }) => continue,
             Err(error) => return Err(error),
         };
-        record(key.tenant, &key.resource, key.period_start, None, key.most_used(), limit)?;
+        let used = key.most_used();
+        // Of a tenant that is fenced, or about to be purged, nothing is written; the next fold makes up for it. Most keys
+        // have nothing to tell, and take no lock.
+        if crossed(limit, None, used).next().is_some() && fence::try_enter(&tenant) {
+            record(key.tenant, &key.resource, key.period_start, None, used, limit)?;
+        }
     }
     Ok(())
 }
