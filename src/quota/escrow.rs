@@ -132,14 +132,20 @@ fn is_pinned(entry: &shmem::Entry) -> bool {
 
 /// Whether reservations may hold units of a key. Of most keys shared memory knows that none do.
 pub fn may_hold(key: &Key) -> bool {
-    let known = name_of(key).and_then(|name| {
-        shmem::look(&name, |entry| entry.kind() == Kind::Escrow && entry.holds.load(Ordering::SeqCst) > 0)
-    });
-    known.unwrap_or(true)
+    let Some(database) = shmem::database().filter(|database| database.is_loaded()) else { return true };
+    let known = || {
+        shmem::look(&name_of(key)?, |entry| {
+            entry.kind() == Kind::Escrow && entry.holds.load(Ordering::SeqCst) > 0
+        })
+    };
+    database.reserves.load(Ordering::SeqCst) && known().unwrap_or(true)
 }
 
 /// A reservation is about to hold units of a key.
 pub fn note_hold(key: &Key) {
+    if let Some(database) = shmem::database() {
+        database.reserves.store(true, Ordering::SeqCst);
+    }
     if let Some(name) = name_of(key) {
         shmem::look(&name, |entry| entry.holds.fetch_add(1, Ordering::SeqCst));
     }

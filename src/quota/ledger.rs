@@ -106,6 +106,9 @@ pub fn load() -> Result<bool> {
                 fits &= made;
             })
         })?;
+        if registry::units::any_holds()? {
+            database.reserves.store(true, SeqCst);
+        }
         if fits {
             database.set_loaded(generation);
             database.busy.store(true, SeqCst);

@@ -95,6 +95,19 @@ pub fn holds(id: TenantId, resource: &str, period_start: i64, now: i64) -> Resul
     Ok(holds)
 }
 
+/// Whether any reservation is held.
+pub fn any_holds() -> Result<bool> {
+    let catalog = catalog().ok_or(Error::NotInstalled)?;
+    let mut any = false;
+    if catalog.reservations_held != pg_sys::InvalidOid {
+        scan_in_order(catalog.reservations, catalog.reservations_held, &[], |_| {
+            any = true;
+            false
+        });
+    }
+    Ok(any)
+}
+
 fn usage_key(id: TenantId, resource: &str, period_start: i64) -> [Key<'_>; 3] {
     [
         Key::Uuid(scan::usage::TENANT_ID, id),

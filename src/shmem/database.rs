@@ -24,6 +24,8 @@ pub struct Database {
     pub busy: AtomicBool,
     /// A caller waits for a lease: a worker is wanted at once.
     pub urgent: AtomicBool,
+    /// Whether any reservation is held, or was since the server started.
+    pub reserves: AtomicBool,
     generation: AtomicU64,
     /// The next time that something falls due, in microseconds since 2000-01-01.
     pub due_at: AtomicI64,
@@ -177,7 +179,7 @@ impl Database {
     /// Makes the slot free. The caller holds the lock of the databases alone.
     fn clear(&self) {
         self.loaded.store(false, Ordering::SeqCst);
-        for flag in [&self.busy, &self.urgent] {
+        for flag in [&self.busy, &self.urgent, &self.reserves] {
             flag.store(false, Ordering::SeqCst);
         }
         for counter in [&self.due_at, &self.retry_at, &self.started_at, &self.worked_at, &self.folded] {
