@@ -166,6 +166,7 @@ pub fn begin(name: &shmem::Key) -> bool {
         entry.chunk.store(0, SeqCst);
         entry.asked.store(0, SeqCst);
         entry.returning.store(false, SeqCst);
+        entry.noted.store(false, SeqCst);
         entry.used_then.store(used, SeqCst);
         entry.extended_at.store(clock::now(), SeqCst);
         entry.set_kind(Kind::Leased);
@@ -191,7 +192,7 @@ pub fn undo(name: &shmem::Key, units: i64) {
     });
 }
 
-/// Units that the worker is about to grant, or to take back (negative).
+/// Units that the worker is about to grant, or to take back (negative or none: the lease ends).
 struct Move {
     key: shmem::Key,
     resets_at: i64,
@@ -211,7 +212,9 @@ pub fn work(asks: &[shmem::Key], in_transaction: &dyn Fn(&mut dyn FnMut() -> Res
             plan(key, &mut moves, &mut ended)?;
         }
         for change in &moves {
-            ledger::write(&change.key, change.resets_at, change.units)?;
+            if change.units != 0 {
+                ledger::write(&change.key, change.resets_at, change.units)?;
+            }
             note(change)?;
         }
         Ok(())
@@ -221,8 +224,12 @@ pub fn work(asks: &[shmem::Key], in_transaction: &dyn Fn(&mut dyn FnMut() -> Res
     }
     for key in &ended {
         shmem::change(key, |entry| {
-            entry.inf.store(entry.sup.load(SeqCst), SeqCst);
-            entry.set_kind(Kind::Escrow);
+            let used = entry.sup.load(SeqCst);
+            // A call that failed as a whole may have taken back its units meanwhile: the next round gives those back too.
+            if used == entry.granted.load(SeqCst) {
+                entry.inf.store(used, SeqCst);
+                entry.set_kind(Kind::Escrow);
+            }
         });
     }
     if let Some(database) = shmem::database() {
@@ -233,8 +240,11 @@ pub fn work(asks: &[shmem::Key], in_transaction: &dyn Fn(&mut dyn FnMut() -> Res
 }
 
 fn publish(entry: &Entry, units: i64) {
-    entry.unfolded.fetch_add(1, SeqCst);
+    entry.noted.store(true, SeqCst);
     entry.asked.store(0, SeqCst);
+    if units != 0 {
+        entry.unfolded.fetch_add(1, SeqCst);
+    }
     if units > 0 {
         entry.granted.fetch_add(units, SeqCst);
         entry.used_then.store(entry.sup.load(SeqCst), SeqCst);
@@ -273,9 +283,8 @@ fn plan(key: &shmem::Key, moves: &mut Vec<Move>, ended: &mut Vec<shmem::Key>) ->
         Some((units, granted + units - used, entry.resets_at.load(SeqCst)))
     });
     if let Some((units, at_hand, resets_at)) = change.flatten() {
-        if units != 0 {
-            moves.push(Move { key: *key, resets_at, units, at_hand });
-        }
+        // Nothing to give back, but nothing is at stake any more: that is written down.
+        moves.push(Move { key: *key, resets_at, units, at_hand });
         if at_hand == 0 {
             ended.push(*key);
         }
@@ -362,8 +371,11 @@ pub fn note_stranded() -> Result<()> {
                 return;
             };
             let tenant = crate::tenant::TenantId::from_bytes(*id.as_bytes());
+            // A lease that callers have begun since, and that was not extended yet, is another one.
             let is_held = shmem::Key::new(tenant, &resource, start)
-                .and_then(|key| shmem::look(&key, |entry| entry.kind() == Kind::Leased))
+                .and_then(|key| {
+                    shmem::look(&key, |entry| entry.kind() == Kind::Leased && entry.noted.load(SeqCst))
+                })
                 .unwrap_or(false);
             if !is_held {
                 lost.push((id, resource, start));
