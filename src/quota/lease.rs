@@ -28,6 +28,10 @@ use crate::{clock, gucs};
 /// and is not to stand in the way of who drops the database.
 const IDLE: i64 = 1_500_000;
 
+/// The shortest time over which a rate is measured, in microseconds: two calls in a row are not a million a second, and a
+/// crash would strand as many.
+const SHORTEST: i64 = 100_000;
+
 /// Mode leased.
 pub struct Lease;
 
@@ -270,7 +274,7 @@ fn plan(key: &shmem::Key, moves: &mut Vec<Move>, ended: &mut Vec<shmem::Key>) ->
             return Some((-unused, 0, entry.resets_at.load(SeqCst)));
         }
         let limit = limit.unwrap_or_default();
-        let seconds = (now - entry.extended_at.load(SeqCst)).max(1) as f64 / 1e6;
+        let seconds = (now - entry.extended_at.load(SeqCst)).max(SHORTEST) as f64 / 1e6;
         let rate = (used - entry.used_then.load(SeqCst)).max(0) as f64 / seconds;
         let demand = Demand { used, granted, asked: entry.asked.load(SeqCst), rate: rate as i64 };
         let units = chunk(&demand, limit);
