@@ -121,6 +121,8 @@ struct Known {
     stranded: i64,
     /// The highest limit since the last round.
     limit: i64,
+    /// That of the last round: a lease may still have units that were granted then.
+    limit_before: i64,
 }
 
 /// What the database says of a key.
@@ -197,21 +199,20 @@ impl Torture {
                 "SELECT tenant_quota_unset('{}', '{}')",
                 TENANTS[key.tenant], RESOURCES[key.resource].name
             ));
-            let known = self.known.get_mut(&key).expect("every key is known");
-            known.limit = known.used;
         }
         for resource in 0..RESOURCES.len() {
-            self.change_limit(&mut admin, resource, None);
+            self.change_limit(&mut admin, resource, None).expect("a limit");
         }
         drop(admin);
         let found = self.traffic(plan, standby).and_then(|logs| self.verify(plan, &logs, settled));
         if let Err(violation) = found {
             panic!(
-                "torture with seed {}, round {} ({:?}{}): {violation}\n{}",
+                "torture with seed {}, round {} ({:?}{}): {violation}\n{}\n{}",
                 self.seed,
                 self.round,
                 plan.fault,
                 if plan.leased_only { ", leased only" } else { "" },
+                self.crashes(),
                 self.totals(),
             );
         }
@@ -242,17 +243,17 @@ impl Torture {
                 .into_iter()
                 .map(|seed| scope.spawn(move || client::work(Random::of(seed), port, plan.leased_only, stop)))
                 .collect();
-            self.operate(plan.before, plan.leased_only);
+            self.operate(plan.before, plan.leased_only)?;
             self.strike(plan.fault, standby);
             port.store(self.cluster.port(), Ordering::SeqCst);
-            self.operate(plan.after, plan.leased_only);
+            self.operate(plan.after, plan.leased_only)?;
             drop(stops);
             clients.into_iter().map(|client| client.join().expect("a client that ends well")).collect()
         })
     }
 
     /// Changes limits and modes, and ends workers, for a while.
-    fn operate(&mut self, time: Duration, leased_only: bool) {
+    fn operate(&mut self, time: Duration, leased_only: bool) -> Result<(), String> {
         let until = Instant::now() + time;
         let mut admin = self.admin();
         while Instant::now() < until {
@@ -268,20 +269,26 @@ impl Torture {
                 }
                 2..=5 if !leased_only => {
                     let resource = self.random.below(RESOURCES.len() as u64) as usize;
-                    self.change_limit(&mut admin, resource, None);
+                    self.change_limit(&mut admin, resource, None)?;
                 }
                 6..=7 if !leased_only => {
                     let resource = self.random.below(RESOURCES.len() as u64) as usize;
                     let tenant = self.random.below(TENANTS.len() as u64) as usize;
-                    self.change_limit(&mut admin, resource, Some(tenant));
+                    self.change_limit(&mut admin, resource, Some(tenant))?;
                 }
                 _ => {}
             }
         }
+        Ok(())
     }
 
     /// Sets a limit of the plan, or of a tenant alone; often one that is about to be reached, sometimes one that is passed.
-    fn change_limit(&mut self, admin: &mut Client, resource: usize, tenant: Option<usize>) {
+    fn change_limit(
+        &mut self,
+        admin: &mut Client,
+        resource: usize,
+        tenant: Option<usize>,
+    ) -> Result<(), String> {
         let Resource { name, modes, .. } = RESOURCES[resource];
         let keys =
             Key::all().filter(|key| key.resource == resource && tenant.is_none_or(|one| one == key.tenant));
@@ -303,7 +310,7 @@ impl Torture {
             let known = self.known.get_mut(&key).expect("every key is known");
             known.limit = known.limit.max(limit);
         }
-        admin.run(&sql);
+        admin.batch_execute(&sql).map_err(|error| format!("{sql}: {}", describe(&error)))
     }
 
     fn strike(&mut self, fault: Fault, standby: Option<Cluster>) {
@@ -351,8 +358,14 @@ impl Torture {
             }
             let facts = format!(
                 "{key}: {} before, {} acknowledged, {}..{} unknown, {recorded} recorded, {used} used, {at_stake} at \
-                 stake, {stranded} stranded ({} before), limit {}",
-                known.used, told.acknowledged, told.taken_back, told.taken, known.stranded, known.limit
+                 stake, {stranded} stranded ({} before), limit {} ({} before)",
+                known.used,
+                told.acknowledged,
+                told.taken_back,
+                told.taken,
+                known.stranded,
+                known.limit,
+                known.limit_before
             );
             if used < least || used > most {
                 return Err(format!("not between {least} and {most}: {facts}"));
@@ -360,12 +373,13 @@ impl Torture {
             if recorded < used || recorded > used + at_stake {
                 return Err(format!("what is recorded is not what is used: {facts}"));
             }
-            if recorded > known.limit {
+            if recorded > known.limit.max(known.limit_before) {
                 return Err(format!("above every limit: {facts}"));
             }
-            self.known.insert(key, Known { used, stranded, limit: 0 });
+            self.known.insert(key, Known { used, stranded, limit: recorded, limit_before: known.limit });
         }
-        if let Some(line) = self.cluster.log().lines().find(|line| is_crash_of_its_own(line)) {
+        let is_own = |line: &&str| is_crash(line) && !line.contains("was terminated by signal 9");
+        if let Some(line) = self.cluster.log().lines().find(is_own) {
             return Err(format!("the server log says: {line}"));
         }
         let rest = "NOT EXISTS (SELECT FROM tenant_rls.ledger) AND NOT EXISTS (SELECT FROM tenant_leases WHERE at_stake <> 0)";
@@ -388,6 +402,13 @@ impl Torture {
             }
         }
         Ok(())
+    }
+
+    /// What the server has logged of processes that went down.
+    fn crashes(&self) -> String {
+        let log = self.cluster.log();
+        let lines: Vec<_> = log.lines().filter(|line| is_crash(line)).collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     fn totals(&self) -> String {
@@ -430,11 +451,9 @@ fn said(admin: &mut Client, key: Key) -> Said {
     Said { recorded: row.get(0), used: row.get(1), at_stake: row.get(2), stranded: row.get(3) }
 }
 
-/// A line that tells of a process that nobody has killed.
-fn is_crash_of_its_own(line: &str) -> bool {
-    line.contains("PANIC:")
-        || line.contains("TRAP:")
-        || line.contains("was terminated by signal") && !line.contains("was terminated by signal 9")
+/// Whether a line of the server log tells of a process that went down.
+fn is_crash(line: &str) -> bool {
+    ["PANIC:", "TRAP:", "was terminated by signal"].iter().any(|part| line.contains(part))
 }
 
 /// Whether a query answers true within a while.
