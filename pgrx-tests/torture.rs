@@ -141,6 +141,8 @@ struct Torture {
     round: u64,
     faults: BTreeMap<Fault, u64>,
     worker_kills: u64,
+    /// Processes of this cluster that were killed, its postmaster aside.
+    kills: usize,
     calls: u64,
     commits: u64,
     began: Instant,
@@ -179,14 +181,21 @@ impl Torture {
             round: 0,
             faults: BTreeMap::new(),
             worker_kills: 0,
+            kills: 0,
             calls: 0,
             commits: 0,
             began: Instant::now(),
         }
     }
 
+    /// A connection as superuser, as soon as there is one.
     fn admin(&self) -> Client {
-        self.cluster.connect("postgres", "postgres")
+        loop {
+            match try_connect(self.cluster.port(), "postgres", "postgres") {
+                Ok(client) => return client,
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// A round of traffic, a fault, and what has come of them. `settled`: the workers are given the time to come to rest.
@@ -201,7 +210,7 @@ impl Torture {
             ));
         }
         for resource in 0..RESOURCES.len() {
-            self.change_limit(&mut admin, resource, None).expect("a limit");
+            self.change_limit(&mut admin, resource, None).expect("a limit that can be set");
         }
         drop(admin);
         let found = self.traffic(plan, standby).and_then(|logs| self.verify(plan, &logs, settled));
@@ -258,6 +267,9 @@ impl Torture {
         let mut admin = self.admin();
         while Instant::now() < until {
             thread::sleep(Duration::from_millis(20 + self.random.below(120)));
+            if admin.is_closed() {
+                admin = self.admin();
+            }
             match self.random.below(10) {
                 0..=1 => {
                     let worker = if self.random.below(3) == 0 { "launcher" } else { "worker" };
@@ -310,7 +322,13 @@ impl Torture {
             let known = self.known.get_mut(&key).expect("every key is known");
             known.limit = known.limit.max(limit);
         }
-        admin.batch_execute(&sql).map_err(|error| format!("{sql}: {}", describe(&error)))
+        match admin.batch_execute(&sql) {
+            // The server may still be on its way down.
+            Err(error) if error.as_db_error().is_some() && !admin.is_closed() => {
+                Err(format!("{sql}: {}", describe(&error)))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn strike(&mut self, fault: Fault, standby: Option<Cluster>) {
@@ -324,9 +342,7 @@ impl Torture {
                 while admin.batch_execute("SELECT 1").is_ok() {
                     thread::sleep(Duration::from_millis(5));
                 }
-                while try_connect(self.cluster.port(), "postgres", "postgres").is_err() {
-                    thread::sleep(Duration::from_millis(5));
-                }
+                self.kills += 1;
             }
             Fault::Postmaster => {
                 self.cluster.kill();
@@ -337,6 +353,7 @@ impl Torture {
                 let standby = standby.expect("a standby");
                 standby.promote();
                 self.cluster = standby;
+                self.kills = 0;
             }
         }
         *self.faults.entry(fault).or_default() += 1;
@@ -378,9 +395,16 @@ impl Torture {
             }
             self.known.insert(key, Known { used, stranded, limit: recorded, limit_before: known.limit });
         }
-        let is_own = |line: &&str| is_crash(line) && !line.contains("was terminated by signal 9");
+        let is_own = |line: &&str| {
+            ["PANIC:", "TRAP:"].iter().any(|part| line.contains(part))
+                || line.contains("was terminated by signal") && !line.contains("was terminated by signal 9")
+        };
         if let Some(line) = self.cluster.log().lines().find(is_own) {
             return Err(format!("the server log says: {line}"));
+        }
+        let restarts = self.cluster.log().matches("server processes terminated; reinitializing").count();
+        if restarts > self.kills {
+            return Err(format!("the server has restarted {restarts} times for {} kills", self.kills));
         }
         let rest = "NOT EXISTS (SELECT FROM tenant_rls.ledger) AND NOT EXISTS (SELECT FROM tenant_leases WHERE at_stake <> 0)";
         let rest = if settled { rest } else { "true" };
@@ -451,9 +475,18 @@ fn said(admin: &mut Client, key: Key) -> Said {
     Said { recorded: row.get(0), used: row.get(1), at_stake: row.get(2), stranded: row.get(3) }
 }
 
-/// Whether a line of the server log tells of a process that went down.
+/// Whether a line of the server log tells of a process that went down, or of a server that came up.
 fn is_crash(line: &str) -> bool {
-    ["PANIC:", "TRAP:", "was terminated by signal"].iter().any(|part| line.contains(part))
+    [
+        "PANIC:",
+        "TRAP:",
+        "was terminated by signal",
+        "exited with exit code 2",
+        "reinitializing",
+        "ready to accept",
+    ]
+    .iter()
+    .any(|part| line.contains(part))
 }
 
 /// Whether a query answers true within a while.
