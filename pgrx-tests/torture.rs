@@ -121,6 +121,8 @@ struct Known {
     stranded: i64,
     /// The highest limit since the last round.
     limit: i64,
+    /// That of the last round: a lease may still have units that were granted then.
+    limit_before: i64,
 }
 
 /// What the database says of a key.
@@ -139,6 +141,8 @@ struct Torture {
     round: u64,
     faults: BTreeMap<Fault, u64>,
     worker_kills: u64,
+    /// Processes of this cluster that were killed, its postmaster aside.
+    kills: usize,
     calls: u64,
     commits: u64,
     began: Instant,
@@ -177,14 +181,21 @@ impl Torture {
             round: 0,
             faults: BTreeMap::new(),
             worker_kills: 0,
+            kills: 0,
             calls: 0,
             commits: 0,
             began: Instant::now(),
         }
     }
 
+    /// A connection as superuser, as soon as there is one.
     fn admin(&self) -> Client {
-        self.cluster.connect("postgres", "postgres")
+        loop {
+            match try_connect(self.cluster.port(), "postgres", "postgres") {
+                Ok(client) => return client,
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// A round of traffic, a fault, and what has come of them. `settled`: the workers are given the time to come to rest.
@@ -197,21 +208,20 @@ impl Torture {
                 "SELECT tenant_quota_unset('{}', '{}')",
                 TENANTS[key.tenant], RESOURCES[key.resource].name
             ));
-            let known = self.known.get_mut(&key).expect("every key is known");
-            known.limit = known.used;
         }
         for resource in 0..RESOURCES.len() {
-            self.change_limit(&mut admin, resource, None);
+            self.change_limit(&mut admin, resource, None).expect("a limit that can be set");
         }
         drop(admin);
         let found = self.traffic(plan, standby).and_then(|logs| self.verify(plan, &logs, settled));
         if let Err(violation) = found {
             panic!(
-                "torture with seed {}, round {} ({:?}{}): {violation}\n{}",
+                "torture with seed {}, round {} ({:?}{}): {violation}\n{}\n{}",
                 self.seed,
                 self.round,
                 plan.fault,
                 if plan.leased_only { ", leased only" } else { "" },
+                self.crashes(),
                 self.totals(),
             );
         }
@@ -242,21 +252,24 @@ impl Torture {
                 .into_iter()
                 .map(|seed| scope.spawn(move || client::work(Random::of(seed), port, plan.leased_only, stop)))
                 .collect();
-            self.operate(plan.before, plan.leased_only);
+            self.operate(plan.before, plan.leased_only)?;
             self.strike(plan.fault, standby);
             port.store(self.cluster.port(), Ordering::SeqCst);
-            self.operate(plan.after, plan.leased_only);
+            self.operate(plan.after, plan.leased_only)?;
             drop(stops);
             clients.into_iter().map(|client| client.join().expect("a client that ends well")).collect()
         })
     }
 
     /// Changes limits and modes, and ends workers, for a while.
-    fn operate(&mut self, time: Duration, leased_only: bool) {
+    fn operate(&mut self, time: Duration, leased_only: bool) -> Result<(), String> {
         let until = Instant::now() + time;
         let mut admin = self.admin();
         while Instant::now() < until {
             thread::sleep(Duration::from_millis(20 + self.random.below(120)));
+            if admin.is_closed() {
+                admin = self.admin();
+            }
             match self.random.below(10) {
                 0..=1 => {
                     let worker = if self.random.below(3) == 0 { "launcher" } else { "worker" };
@@ -268,20 +281,26 @@ impl Torture {
                 }
                 2..=5 if !leased_only => {
                     let resource = self.random.below(RESOURCES.len() as u64) as usize;
-                    self.change_limit(&mut admin, resource, None);
+                    self.change_limit(&mut admin, resource, None)?;
                 }
                 6..=7 if !leased_only => {
                     let resource = self.random.below(RESOURCES.len() as u64) as usize;
                     let tenant = self.random.below(TENANTS.len() as u64) as usize;
-                    self.change_limit(&mut admin, resource, Some(tenant));
+                    self.change_limit(&mut admin, resource, Some(tenant))?;
                 }
                 _ => {}
             }
         }
+        Ok(())
     }
 
     /// Sets a limit of the plan, or of a tenant alone; often one that is about to be reached, sometimes one that is passed.
-    fn change_limit(&mut self, admin: &mut Client, resource: usize, tenant: Option<usize>) {
+    fn change_limit(
+        &mut self,
+        admin: &mut Client,
+        resource: usize,
+        tenant: Option<usize>,
+    ) -> Result<(), String> {
         let Resource { name, modes, .. } = RESOURCES[resource];
         let keys =
             Key::all().filter(|key| key.resource == resource && tenant.is_none_or(|one| one == key.tenant));
@@ -303,7 +322,13 @@ impl Torture {
             let known = self.known.get_mut(&key).expect("every key is known");
             known.limit = known.limit.max(limit);
         }
-        admin.run(&sql);
+        match admin.batch_execute(&sql) {
+            // The server may still be on its way down.
+            Err(error) if error.as_db_error().is_some() && !admin.is_closed() => {
+                Err(format!("{sql}: {}", describe(&error)))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn strike(&mut self, fault: Fault, standby: Option<Cluster>) {
@@ -317,9 +342,7 @@ impl Torture {
                 while admin.batch_execute("SELECT 1").is_ok() {
                     thread::sleep(Duration::from_millis(5));
                 }
-                while try_connect(self.cluster.port(), "postgres", "postgres").is_err() {
-                    thread::sleep(Duration::from_millis(5));
-                }
+                self.kills += 1;
             }
             Fault::Postmaster => {
                 self.cluster.kill();
@@ -330,6 +353,7 @@ impl Torture {
                 let standby = standby.expect("a standby");
                 standby.promote();
                 self.cluster = standby;
+                self.kills = 0;
             }
         }
         *self.faults.entry(fault).or_default() += 1;
@@ -351,8 +375,14 @@ impl Torture {
             }
             let facts = format!(
                 "{key}: {} before, {} acknowledged, {}..{} unknown, {recorded} recorded, {used} used, {at_stake} at \
-                 stake, {stranded} stranded ({} before), limit {}",
-                known.used, told.acknowledged, told.taken_back, told.taken, known.stranded, known.limit
+                 stake, {stranded} stranded ({} before), limit {} ({} before)",
+                known.used,
+                told.acknowledged,
+                told.taken_back,
+                told.taken,
+                known.stranded,
+                known.limit,
+                known.limit_before
             );
             if used < least || used > most {
                 return Err(format!("not between {least} and {most}: {facts}"));
@@ -360,13 +390,21 @@ impl Torture {
             if recorded < used || recorded > used + at_stake {
                 return Err(format!("what is recorded is not what is used: {facts}"));
             }
-            if recorded > known.limit {
+            if recorded > known.limit.max(known.limit_before) {
                 return Err(format!("above every limit: {facts}"));
             }
-            self.known.insert(key, Known { used, stranded, limit: 0 });
+            self.known.insert(key, Known { used, stranded, limit: recorded, limit_before: known.limit });
         }
-        if let Some(line) = self.cluster.log().lines().find(|line| is_crash_of_its_own(line)) {
+        let is_own = |line: &&str| {
+            ["PANIC:", "TRAP:"].iter().any(|part| line.contains(part))
+                || line.contains("was terminated by signal") && !line.contains("was terminated by signal 9")
+        };
+        if let Some(line) = self.cluster.log().lines().find(is_own) {
             return Err(format!("the server log says: {line}"));
+        }
+        let restarts = self.cluster.log().matches("server processes terminated; reinitializing").count();
+        if restarts > self.kills {
+            return Err(format!("the server has restarted {restarts} times for {} kills", self.kills));
         }
         let rest = "NOT EXISTS (SELECT FROM tenant_rls.ledger) AND NOT EXISTS (SELECT FROM tenant_leases WHERE at_stake <> 0)";
         let rest = if settled { rest } else { "true" };
@@ -388,6 +426,13 @@ impl Torture {
             }
         }
         Ok(())
+    }
+
+    /// What the server has logged of processes that went down.
+    fn crashes(&self) -> String {
+        let log = self.cluster.log();
+        let lines: Vec<_> = log.lines().filter(|line| is_crash(line)).collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     fn totals(&self) -> String {
@@ -430,11 +475,18 @@ fn said(admin: &mut Client, key: Key) -> Said {
     Said { recorded: row.get(0), used: row.get(1), at_stake: row.get(2), stranded: row.get(3) }
 }
 
-/// A line that tells of a process that nobody has killed.
-fn is_crash_of_its_own(line: &str) -> bool {
-    line.contains("PANIC:")
-        || line.contains("TRAP:")
-        || line.contains("was terminated by signal") && !line.contains("was terminated by signal 9")
+/// Whether a line of the server log tells of a process that went down, or of a server that came up.
+fn is_crash(line: &str) -> bool {
+    [
+        "PANIC:",
+        "TRAP:",
+        "was terminated by signal",
+        "exited with exit code 2",
+        "reinitializing",
+        "ready to accept",
+    ]
+    .iter()
+    .any(|part| line.contains(part))
 }
 
 /// Whether a query answers true within a while.

@@ -204,6 +204,38 @@ fn a_crash_strands_a_chunk_at_most() {
     assert_eq!(client.one::<i64>("SELECT used FROM tenant_quota_check('api_requests')"), recorded);
 }
 
+/// Callers that begin a new lease before any worker is back do not hide what the old one has stranded.
+#[test]
+fn a_new_lease_hides_nothing() {
+    let (cluster, mut client) = cluster();
+    client.run(USE);
+    let at_stake: i64 = client.one("SELECT at_stake FROM tenant_leases");
+    cluster.crash();
+    cluster.up();
+    let mut client = act(&cluster);
+    client.run("SELECT * FROM tenant_quota_consume('api_requests')");
+    eventually(&mut client, &format!("SELECT stranded = {at_stake} FROM tenant_leases"));
+}
+
+/// A lease that was used up strands nothing when it is over.
+#[test]
+fn a_used_up_lease_strands_nothing() {
+    let (_cluster, mut client) = cluster();
+    client.run("SELECT tenant_plan_limit_set('free', 'api_requests', 5000, mode => 'leased')");
+    client.run(USE);
+    eventually(&mut client, "SELECT count(*) = 0 FROM tenant_leases");
+}
+
+/// A launcher that somebody ends is started again.
+#[test]
+fn an_ended_launcher_comes_back() {
+    let (_cluster, mut client) = cluster();
+    let end = "SELECT bool_or(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+               WHERE backend_type IN ('tenant_rls launcher', 'tenant_rls worker')";
+    assert!(client.one::<bool>(end));
+    client.run("SELECT * FROM tenant_quota_consume('api_requests')");
+}
+
 /// Nobody drops a database in vain for a worker of ours, and a dropped extension ends its work.
 #[test]
 fn workers_stand_in_nobodys_way() {

@@ -29,6 +29,10 @@ use crate::{clock, gucs};
 /// and is not to stand in the way of who drops the database.
 const IDLE: i64 = 1_500_000;
 
+/// The shortest time over which a rate is measured, in microseconds: two calls in a row are not a million a second, and a
+/// crash would strand as many.
+const SHORTEST: i64 = 100_000;
+
 /// Mode leased.
 pub struct Lease;
 
@@ -169,6 +173,7 @@ pub fn begin(key: &Key, name: &shmem::Key) -> Result<bool> {
         entry.chunk.store(0, SeqCst);
         entry.asked.store(0, SeqCst);
         entry.returning.store(false, SeqCst);
+        entry.noted.store(false, SeqCst);
         entry.used_then.store(used, SeqCst);
         entry.extended_at.store(clock::now(), SeqCst);
         entry.set_kind(Kind::Leased);
@@ -194,7 +199,7 @@ pub fn undo(name: &shmem::Key, units: i64) {
     });
 }
 
-/// Units that the worker is about to grant, or to take back (negative).
+/// Units that the worker is about to grant, or to take back (negative or none: the lease ends).
 struct Move {
     key: shmem::Key,
     resets_at: i64,
@@ -219,7 +224,9 @@ pub fn write(asks: &[shmem::Key]) -> Result<Moves> {
         plan(key, &mut moves)?;
     }
     for change in &moves.moves {
-        ledger::write(&change.key, change.resets_at, change.units)?;
+        if change.units != 0 {
+            ledger::write(&change.key, change.resets_at, change.units)?;
+        }
         note(change)?;
     }
     Ok(moves)
@@ -233,8 +240,12 @@ impl Moves {
         }
         for key in &self.ended {
             shmem::change(key, |entry| {
-                entry.inf.store(entry.sup.load(SeqCst), SeqCst);
-                entry.set_kind(Kind::Escrow);
+                let used = entry.sup.load(SeqCst);
+                // A call that failed as a whole may have taken back its units meanwhile: the next round gives those back too.
+                if used == entry.granted.load(SeqCst) {
+                    entry.inf.store(used, SeqCst);
+                    entry.set_kind(Kind::Escrow);
+                }
             });
         }
         if let Some(database) = shmem::database() {
@@ -246,8 +257,11 @@ impl Moves {
 }
 
 fn publish(entry: &Entry, units: i64) {
-    entry.unfolded.fetch_add(1, SeqCst);
+    entry.noted.store(true, SeqCst);
     entry.asked.store(0, SeqCst);
+    if units != 0 {
+        entry.unfolded.fetch_add(1, SeqCst);
+    }
     if units > 0 {
         entry.granted.fetch_add(units, SeqCst);
         entry.used_then.store(entry.sup.load(SeqCst), SeqCst);
@@ -277,7 +291,7 @@ fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
             return Some((-unused, 0, entry.resets_at.load(SeqCst)));
         }
         let limit = limit.unwrap_or_default();
-        let seconds = (now - entry.extended_at.load(SeqCst)).max(1) as f64 / 1e6;
+        let seconds = (now - entry.extended_at.load(SeqCst)).max(SHORTEST) as f64 / 1e6;
         let rate = (used - entry.used_then.load(SeqCst)).max(0) as f64 / seconds;
         let demand = Demand { used, granted, asked: entry.asked.load(SeqCst), rate: rate as i64 };
         let units = chunk(&demand, limit);
@@ -290,9 +304,8 @@ fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
         Some((units, granted + units - used, entry.resets_at.load(SeqCst)))
     });
     if let Some((units, at_hand, resets_at)) = change.flatten() {
-        if units != 0 {
-            moves.moves.push(Move { key: *key, resets_at, units, at_hand });
-        }
+        // Nothing to give back, but nothing is at stake any more: that is written down.
+        moves.moves.push(Move { key: *key, resets_at, units, at_hand });
         if at_hand == 0 {
             moves.ended.push(*key);
         }
@@ -379,8 +392,11 @@ pub fn note_stranded() -> Result<()> {
                 return;
             };
             let tenant = crate::tenant::TenantId::from_bytes(*id.as_bytes());
+            // A lease that callers have begun since, and that was not extended yet, is another one.
             let is_held = shmem::Key::new(tenant, &resource, start)
-                .and_then(|key| shmem::look(&key, |entry| entry.kind() == Kind::Leased))
+                .and_then(|key| {
+                    shmem::look(&key, |entry| entry.kind() == Kind::Leased && entry.noted.load(SeqCst))
+                })
                 .unwrap_or(false);
             if !is_held {
                 lost.push((id, resource, start));

@@ -93,6 +93,8 @@ pub struct Entry {
     pub used_then: AtomicI64,
     /// See `used_then`; microseconds since 2000-01-01.
     pub extended_at: AtomicI64,
+    /// The tables say what a crash would strand: it has been extended since it was begun (leased).
+    pub noted: AtomicBool,
     /// Another mode is wanted: what is granted and unused is to be given back (leased).
     pub returning: AtomicBool,
     /// Rows of the ledger that are committed and not folded.
