@@ -27,7 +27,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::decision::Verdict;
-use super::{Key, Mode, ledger, strict};
+use super::{Key, Mode, lease, ledger, strict};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::lock::Class;
@@ -82,6 +82,8 @@ impl Mode for Escrow {
                 key.counted_by = Some(self.name());
                 Ok(take_at(at, key, units))
             }
+            // It has become a lease since the mode was chosen.
+            None if is_leased(key) => lease::Lease.take(key, units),
             None => strict::Strict.take(key, units),
         }
     }
@@ -92,6 +94,7 @@ impl Mode for Escrow {
                 key.counted_by = Some(self.name());
                 give_at(at, key, units)
             }
+            None if is_leased(key) => lease::Lease.give(key, units),
             None => strict::Strict.give(key, units),
         }
     }
@@ -118,6 +121,10 @@ pub fn counted(name: &shmem::Key) -> Option<i64> {
         (!entry.is_stale() || is_pinned(entry)).then(|| entry.sup.load(Ordering::SeqCst))
     });
     Some(counted.flatten()? + own.unwrap_or(0))
+}
+
+fn is_leased(key: &Key) -> bool {
+    name_of(key).and_then(|name| shmem::look(&name, |entry| entry.kind() == Kind::Leased)).unwrap_or(false)
 }
 
 fn is_pinned(entry: &shmem::Entry) -> bool {
