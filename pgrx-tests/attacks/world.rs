@@ -357,6 +357,8 @@ SELECT md5(concat_ws('|',
         FROM pg_class AS c WHERE relnamespace IN ('public'::regnamespace, 'tenant_rls'::regnamespace)),
     (SELECT string_agg(concat_ws(' ', p.oid::regprocedure, proacl, prosecdef, proconfig, md5(prosrc)), ',' ORDER BY p.oid)
         FROM pg_proc AS p WHERE pronamespace IN ('public'::regnamespace, 'tenant_rls'::regnamespace)),
-    (SELECT string_agg(concat_ws(' ', tgrelid, tgname, tgenabled), ',' ORDER BY tgrelid, tgname) FROM pg_trigger),
+    -- Temporary tables go a moment after the session of the attacker.
+    (SELECT string_agg(concat_ws(' ', tgrelid, tgname, tgenabled), ',' ORDER BY tgrelid, tgname) FROM pg_trigger
+        JOIN pg_class AS c ON c.oid = tgrelid WHERE c.relpersistence <> 't'),
     (SELECT string_agg(concat_ws(' ', evtname, evtenabled), ',' ORDER BY evtname) FROM pg_event_trigger),
     (SELECT string_agg(extname, ',' ORDER BY extname) FROM pg_extension)))";
