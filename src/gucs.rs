@@ -83,7 +83,7 @@ pub fn ticket_audience() -> Option<String> {
     (!audience.is_empty()).then_some(audience)
 }
 
-// 160 bytes each with the table around them: 11 MiB for as many tenants as most databases have, times what they use.
+// About 250 bytes each: 16 MiB for as many tenants as most databases have, times what they use.
 static QUOTA_KEYS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 
 /// Tenants, resources and periods whose units shared memory counts at a time.
@@ -91,7 +91,7 @@ pub fn quota_keys() -> usize {
     QUOTA_KEYS.get() as usize
 }
 
-// Half a kilobyte each, and few servers have more databases with the extension.
+// About two kilobytes each, and few servers have more databases with the extension.
 static QUOTA_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(64);
 
 /// Databases of the server in which shared memory counts units.

@@ -45,6 +45,9 @@ struct Header {
     count: usize,
 }
 
+// What docs/operations.md says of `tenant_rls.quota_keys` and `tenant_rls.quota_databases`, without the server's own share.
+const _: () = assert!(size_of::<Entry>() <= 240 && size_of::<Database>() <= 2048);
+
 /// What the postmaster has set up, inherited by every process of the server.
 static HEADER: Backend<Cell<*mut Header>> = Backend::new(Cell::new(std::ptr::null_mut()));
 static TABLE: Backend<Cell<*mut pg_sys::HTAB>> = Backend::new(Cell::new(std::ptr::null_mut()));

@@ -24,7 +24,7 @@ use crate::usage;
 const TICK: Duration = Duration::from_millis(500);
 /// How often a worker folds the ledger and looks for what has fallen due, in microseconds.
 const ROUND: i64 = 1_000_000;
-/// Rounds without anything to do after which a worker goes.
+/// Rounds without anything to do that a worker stays for.
 const IDLE_ROUNDS: u32 = 1;
 /// How often the launcher looks which databases there are, in microseconds.
 const DATABASES: i64 = 60_000_000;
