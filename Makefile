@@ -12,7 +12,7 @@ override PG_CONFIG :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test test-pool attacks-mutation torture torture-bugs fuzz test-core install run bench bench-live lint package clean setup
+.PHONY: help demo examples test test-pool attacks-mutation torture torture-bugs fuzz test-core install run bench bench-live bench-soak lint package clean setup
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,11 @@ bench-live: ## How long writers wait while a table of 10 million rows is protect
 	@scripts/setup $(PG)
 	@scripts/install $(PG) run
 	@bench/live
+
+bench-soak: ## Memory of the server's processes during ten minutes of quotas at full rate
+	@scripts/setup $(PG)
+	@scripts/install $(PG) run
+	@bench/soak
 
 lint: ## rustfmt, clippy, rustdoc, cargo-deny, pgspot, shellcheck
 	@scripts/setup --lint $(PG)

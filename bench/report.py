@@ -93,8 +93,8 @@ def table(head, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def markdown(facts, lines, notes, chart):
-    """The whole page. `facts` are (name, value) pairs."""
+def markdown(facts, lines, notes, limits, chart):
+    """The whole page. `facts` are (name, value) pairs, `limits` is a table."""
     judged = [line.verdict() for line in lines if line.verdict() is not None]
     parts = [
         "# What tenant_rls costs",
@@ -119,6 +119,14 @@ def markdown(facts, lines, notes, chart):
     ]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    if limits:
+        parts += [
+            "## Where the rate stops",
+            "Calls a second for one tenant and resource by the number of clients (the chart of docs/quotas.md), and, in"
+            " another run, what the processors of the machine did, clients included, and what the sessions were found"
+            " waiting for.",
+            limits,
+        ]
     measured = [line for line in lines if line.times or line.cpus]
     if measured:
         parts += [

@@ -40,6 +40,31 @@ AND r.oid <> (SELECT x.extowner FROM pg_extension AS x WHERE x.extname = 'tenant
 $$;
 COMMENT ON FUNCTION tenant_rls.audit_app_roles() IS 'for tenant_audit: the roles that act for tenants';
 
+-- Settings that roles, databases and functions bring along, with what takes one back.
+CREATE FUNCTION tenant_rls.audit_stored_settings() RETURNS TABLE (object text, setting text, value text, fix text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+SELECT s.object, lower(split_part(c, '=', 1)), substr(c, strpos(c, '=') + 1), format('%s RESET %s', s.change, split_part(c, '=', 1))
+FROM (
+    SELECT
+        CASE WHEN d.setrole = 0 THEN 'database' ELSE quote_ident(pg_get_userbyid(d.setrole)) END AS object,
+        CASE
+            WHEN d.setrole = 0 AND d.setdatabase = 0 THEN 'ALTER ROLE ALL'
+            WHEN d.setrole = 0 THEN format('ALTER DATABASE %I', current_database())
+            ELSE format('ALTER ROLE %I%s', pg_get_userbyid(d.setrole),
+                CASE d.setdatabase WHEN 0 THEN '' ELSE format(' IN DATABASE %I', current_database()) END)
+        END AS change,
+        d.setconfig AS config
+    FROM pg_db_role_setting AS d
+    WHERE d.setdatabase IN (SELECT 0 UNION SELECT b.oid FROM pg_database AS b WHERE b.datname = current_database())
+    UNION ALL
+    SELECT p.oid::regprocedure::text, format('ALTER ROUTINE %s', p.oid::regprocedure), p.proconfig
+    FROM pg_proc AS p
+    WHERE p.proconfig IS NOT NULL
+) AS s
+CROSS JOIN LATERAL unnest(s.config) AS c
+$$;
+COMMENT ON FUNCTION tenant_rls.audit_stored_settings() IS 'for tenant_audit: settings that roles, databases and functions bring along';
+
 -- Views and materialized views that read a table, directly or through other views.
 CREATE FUNCTION tenant_rls.audit_readers() RETURNS TABLE (reader oid, base oid)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -158,6 +183,8 @@ BEGIN
             SELECT * FROM tenant_rls.audit_foreign_table()
             UNION ALL
             SELECT * FROM tenant_rls.audit_guard_disabled()
+            UNION ALL
+            SELECT * FROM tenant_rls.audit_guard_stored()
             UNION ALL
             SELECT * FROM tenant_rls.audit_immutable_policy()
             UNION ALL

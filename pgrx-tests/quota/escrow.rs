@@ -263,6 +263,40 @@ fn invariants_are_empty_under_traffic() {
     assert_eq!(recorded(&mut db.admin(), A, "seats"), 0);
 }
 
+/// A worker that folds the rows of many tenants holds few locks: their table is everybody's.
+#[test]
+fn a_fold_of_many_tenants_holds_few_locks() {
+    const TENANTS: i64 = 2000;
+    let db = limited();
+    let mut admin = db.admin();
+    admin.run(&format!("SELECT count(tenant_create()) FROM generate_series(1, {TENANTS})"));
+    let mut watcher = db.admin();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let most = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let held = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+                            WHERE backend_type = 'tenant_rls worker' AND datname = current_database() AND locktype = 'advisory'";
+                most = most.max(watcher.one::<i64>(held));
+            }
+            most
+        });
+        admin.run("DO $$ DECLARE t uuid; BEGIN
+            FOR t IN SELECT tenant_list() LOOP PERFORM set_tenant(t); PERFORM tenant_quota_consume('calls', 9); COMMIT; END LOOP;
+        END $$");
+        eventually(&mut admin, "SELECT count(*) = 0 FROM tenant_rls.ledger");
+        eventually(
+            &mut admin,
+            &format!("SELECT count(DISTINCT tenant_id) >= {TENANTS} FROM tenant_rls.quota_events"),
+        );
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        watch.join().expect("the watcher ends")
+    });
+    // A fence for each tenant of a batch with an event to tell, and the lock of the ledger.
+    assert!((1..=70).contains(&most), "{most} locks");
+}
+
 /// A limit that is changed to another mode and back, while traffic runs: exactly the limit, nothing lost.
 #[test]
 fn modes_change_under_traffic() {

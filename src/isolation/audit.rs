@@ -100,6 +100,7 @@ lints! {
     "../../sql/audit/fk_without_tenant.sql" => "audit_fk_without_tenant",
     "../../sql/audit/foreign_table.sql" => "audit_foreign_table",
     "../../sql/audit/guard_disabled.sql" => "audit_guard_disabled",
+    "../../sql/audit/guard_stored.sql" => "audit_guard_stored",
     "../../sql/audit/immutable_policy.sql" => "audit_immutable_policy",
     "../../sql/audit/leakproof_function.sql" => "audit_leakproof_function",
     "../../sql/audit/materialized_view.sql" => "audit_materialized_view",
