@@ -627,7 +627,9 @@ fn a_standby_has_no_cache() {
         "SELECT tenant_cache_delete('k')",
         "SELECT tenant_cache_invalidate('*')",
     ] {
-        assert_eq!(reader.fails(call), "25006", "{call}");
+        let error = report(&mut reader, call);
+        // The environment of the server asks for backtraces, which are not for clients.
+        assert_eq!((error.code().code(), error.detail()), ("25006", None), "{call}");
     }
     reader.run("SELECT * FROM tenant_usage; SELECT * FROM tenant_quota_check('cache_bytes')");
     assert_eq!(get(&mut app, "k").as_deref(), Some("1"));

@@ -182,7 +182,8 @@ pub fn command(program: &str) -> Command {
     if is_root {
         command.args(["-u", "postgres", "--", program]);
     }
-    command.current_dir("/").env("LC_ALL", "C");
+    // Some have set it for all that is written in Rust.
+    command.current_dir("/").env("LC_ALL", "C").env("RUST_BACKTRACE", "1");
     command
 }
 

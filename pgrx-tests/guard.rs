@@ -248,6 +248,10 @@ fn foreign_keys_are_not_validated_under_policies() {
     admin.run("ALTER TABLE items VALIDATE CONSTRAINT f");
     assert!(admin.one::<bool>("SELECT convalidated FROM pg_constraint WHERE conname = 'f'"));
     admin.run(&format!("ALTER TABLE items DROP CONSTRAINT f; {add}"));
+    // Another type makes it anew.
+    let alter = "ALTER TABLE items ALTER order_id TYPE bigint";
+    assert_eq!(owner.fails(alter), "42501");
+    admin.run(alter);
     // A table that is not protected has no rows that are hidden.
     owner.run("ALTER TABLE open ADD COLUMN id int, ADD FOREIGN KEY (tenant_id, id) REFERENCES orders");
     // Whether it is deferred is not validated.

@@ -102,11 +102,14 @@ impl Plan {
             13..=16 => Fault::Postmaster,
             _ => Fault::Promotion,
         };
+        let leased_only = random.below(4) == 0;
+        // Units of a lease that has just begun are taken as soon as they are there.
+        let before = if leased_only { random.below(300) } else { 200 + random.below(1500) };
         Plan {
             fault,
-            before: Duration::from_millis(200 + random.below(1500)),
+            before: Duration::from_millis(before),
             after: Duration::from_millis(200 + random.below(600)),
-            leased_only: random.below(4) == 0,
+            leased_only,
             clients: 16,
         }
     }
@@ -154,8 +157,8 @@ impl Torture {
             "shared_preload_libraries = 'tenant_rls'",
             "fsync = on",
             "synchronous_commit = on",
-            // What has been written and not yet flushed is what a crash can lose: it stays so for a while.
-            "commit_delay = 5000",
+            // What has been written and not yet flushed is what a crash can lose: of a worker it stays so for a while.
+            "commit_delay = 50000",
             "commit_siblings = 1",
             "deadlock_timeout = '100ms'",
             "max_connections = 100",
@@ -164,7 +167,8 @@ impl Torture {
         ]);
         let mut admin = cluster.connect("postgres", "postgres");
         admin.run(&format!(
-            "CREATE EXTENSION tenant_rls; CREATE ROLE {APP} LOGIN; SELECT tenant_grant('{APP}')"
+            "CREATE EXTENSION tenant_rls; CREATE ROLE {APP} LOGIN; ALTER ROLE {APP} SET commit_delay = 0;
+             SELECT tenant_grant('{APP}')"
         ));
         for tenant in TENANTS {
             admin.run(&format!("SELECT tenant_create('{tenant}')"));
@@ -192,7 +196,11 @@ impl Torture {
     fn admin(&self) -> Client {
         loop {
             match try_connect(self.cluster.port(), "postgres", "postgres") {
-                Ok(client) => return client,
+                // Where the server is on its way down again, the next statement says so.
+                Ok(mut client) => {
+                    let _ = client.batch_execute("SET commit_delay = 0");
+                    return client;
+                }
                 Err(_) => thread::sleep(Duration::from_millis(5)),
             }
         }
@@ -253,7 +261,7 @@ impl Torture {
                 .map(|seed| scope.spawn(move || client::work(Random::of(seed), port, plan.leased_only, stop)))
                 .collect();
             self.operate(plan.before, plan.leased_only)?;
-            self.strike(plan.fault, standby);
+            self.strike(plan, standby);
             port.store(self.cluster.port(), Ordering::SeqCst);
             self.operate(plan.after, plan.leased_only)?;
             drop(stops);
@@ -331,24 +339,43 @@ impl Torture {
         }
     }
 
-    fn strike(&mut self, fault: Fault, standby: Option<Cluster>) {
-        match fault {
+    /// Waits until a worker is about to commit, if one is soon. Of leases nothing else is ever at risk.
+    fn aim(&self, admin: &mut Client) {
+        let writes = "SELECT EXISTS (SELECT FROM pg_stat_activity
+             WHERE backend_type = 'tenant_rls worker' AND backend_xid IS NOT NULL)";
+        let until = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < until && !admin.one::<bool>(writes) {}
+    }
+
+    fn strike(&mut self, plan: &Plan, standby: Option<Cluster>) {
+        let mut admin = self.admin();
+        let aim = |admin: &mut Client| {
+            if plan.leased_only {
+                self.aim(admin)
+            }
+        };
+        match plan.fault {
             Fault::Nothing => {}
             Fault::Backend => {
-                let mut admin = self.admin();
                 let victim = "SELECT pid::text FROM pg_stat_activity WHERE pid <> pg_backend_pid()
                      AND (usename = 'app' OR backend_type LIKE 'tenant_rls%') ORDER BY random() LIMIT 1";
-                while !admin.rows(victim).first().is_some_and(|row| kill(row.get(0))) {}
-                while admin.batch_execute("SELECT 1").is_ok() {
-                    thread::sleep(Duration::from_millis(5));
+                loop {
+                    aim(&mut admin);
+                    // One that has just gone by itself takes nobody along.
+                    let found = admin.rows(victim).first().map(|row| row.get::<_, String>(0));
+                    if found.is_some_and(|pid| kill(&pid)) && goes_down(&mut admin) {
+                        break;
+                    }
                 }
                 self.kills += 1;
             }
             Fault::Postmaster => {
+                aim(&mut admin);
                 self.cluster.kill();
                 self.cluster.up();
             }
             Fault::Promotion => {
+                aim(&mut admin);
                 self.cluster.kill();
                 let standby = standby.expect("a standby");
                 standby.promote();
@@ -356,7 +383,7 @@ impl Torture {
                 self.kills = 0;
             }
         }
-        *self.faults.entry(fault).or_default() += 1;
+        *self.faults.entry(plan.fault).or_default() += 1;
     }
 
     /// Compares what the clients were told with what the database says.
@@ -487,6 +514,18 @@ fn is_crash(line: &str) -> bool {
     ]
     .iter()
     .any(|part| line.contains(part))
+}
+
+/// Whether the server ends a connection within a moment.
+fn goes_down(client: &mut Client) -> bool {
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        if client.batch_execute("SELECT 1").is_err() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    false
 }
 
 /// Whether a query answers true within a while.

@@ -61,6 +61,7 @@ extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 /// Called by the server when it loads the library.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    no_backtraces();
     gucs::init();
     registry::catalog::init();
     shmem::init();
@@ -70,6 +71,16 @@ pub extern "C-unwind" fn _PG_init() {
     context::setting::init();
     quota::init();
     worker::init();
+}
+
+/// With RUST_BACKTRACE in the environment of the server, an error of the server's own that passes through our code would
+/// tell clients its backtrace, in DETAIL. RUST_LIB_BACKTRACE is for those who want that.
+fn no_backtraces() {
+    const NAME: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: the server has one thread when it loads a library.
+        unsafe { std::env::set_var(NAME, "0") };
+    }
 }
 
 /// What `cargo pgrx test` asks of a crate.

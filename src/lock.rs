@@ -58,9 +58,12 @@ impl Lock {
     }
 
     fn take(&self, mode: u32, wait: bool) -> bool {
+        self.try_take(mode, wait) != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+
+    fn try_take(&self, mode: u32, wait: bool) -> pg_sys::LockAcquireResult::Type {
         // SAFETY: the tag is complete; the lock belongs to the transaction, which releases it. Waiting can be cancelled.
-        let got = unsafe { pg_sys::LockAcquire(&self.0, mode as i32, false, !wait) };
-        got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+        of_transaction(|| unsafe { pg_sys::LockAcquire(&self.0, mode as i32, false, !wait) })
     }
 
     /// Takes the lock if nobody else has it.
@@ -75,9 +78,7 @@ impl Lock {
 
     /// As [`Lock::acquire`]; false if the transaction had it already. It is to be released in either case.
     pub fn acquire_first(&self) -> bool {
-        // SAFETY: as in `take`.
-        let got = unsafe { pg_sys::LockAcquire(&self.0, pg_sys::ExclusiveLock as i32, false, false) };
-        got != pg_sys::LockAcquireResult::LOCKACQUIRE_ALREADY_HELD
+        self.try_take(pg_sys::ExclusiveLock, true) != pg_sys::LockAcquireResult::LOCKACQUIRE_ALREADY_HELD
     }
 
     /// Shares the lock; false if somebody has it alone and nobody is to be waited for.
@@ -88,8 +89,27 @@ impl Lock {
     /// Gives back what was acquired once; what an earlier call of the transaction holds stays.
     pub fn release(&self) {
         // SAFETY: the caller has acquired it.
-        unsafe { pg_sys::LockRelease(&self.0, pg_sys::ExclusiveLock as i32, false) };
+        of_transaction(|| unsafe { pg_sys::LockRelease(&self.0, pg_sys::ExclusiveLock as i32, false) });
     }
+}
+
+/// Locks that `take` takes belong to the (sub)transaction, also where a cursor is being fetched from. A cursor's own go with
+/// it when it fails in a savepoint, and what was done under them in the transaction around that stays.
+pub fn of_transaction<T>(take: impl FnOnce() -> T) -> T {
+    struct Before(pg_sys::ResourceOwner);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            // SAFETY: the owner that was the current one, which an error on the way has not ended yet.
+            unsafe { pg_sys::CurrentResourceOwner = self.0 };
+        }
+    }
+    // SAFETY: variables of the backend.
+    let _before = unsafe {
+        let before = Before(pg_sys::CurrentResourceOwner);
+        pg_sys::CurrentResourceOwner = pg_sys::CurTransactionResourceOwner;
+        before
+    };
+    take()
 }
 
 /// Four bytes as a number.

@@ -52,8 +52,8 @@ pub trait Mode {
     /// Takes `amount` (at least 1) if the limit allows it. The decision, and what counts after it.
     fn take(&self, key: &mut Key, amount: i64) -> Result<(Verdict, i64)>;
 
-    /// Gives `amount` (at least 1) back. What counts after it, or an error if that were below zero.
-    fn give(&self, key: &mut Key, amount: i64) -> Result<i64>;
+    /// Gives `amount` (at least 1) back. What is left, or an error if that were below zero.
+    fn give(&self, key: &mut Key, amount: i64) -> Result<Left>;
 
     /// Whether units come back when the transaction rolls back. Where they do not, nothing that is stored with the
     /// transaction can say that they were taken: there are no idempotency keys and no reservations.
@@ -61,14 +61,20 @@ pub trait Mode {
         true
     }
 
-    /// Whether units of the key can be changed without waiting for another transaction. If so, that stays so until the
-    /// end of this one.
-    fn try_lock(&self, _key: &Key) -> bool {
-        true
-    }
+    /// Whether units of the key can be given back now without waiting for another transaction.
+    fn try_lock(&self, key: &Key) -> bool;
 
     /// Moves the units by an amount of either sign, whatever the limit.
     fn force(&self, key: &mut Key, amount: i64) -> Result<()>;
+}
+
+/// Units that count after some were given back.
+#[derive(Clone, Copy)]
+pub struct Left {
+    /// If what others have in flight comes to pass.
+    pub used: i64,
+    /// If it does not.
+    pub least: i64,
 }
 
 /// Registers what happens at the ends of transactions. Called once, when the library is loaded.
@@ -151,6 +157,11 @@ impl Key {
         self.counted_by.unwrap_or_else(|| mode_of(self).name())
     }
 
+    /// Whether a lease has counted it in this call.
+    fn is_leased(&self) -> bool {
+        self.counted_by == Some(lease::Lease.name())
+    }
+
     fn decide(&self, used: i64, amount: i64) -> Verdict {
         decide(self.limit, self.quota.enforcement, used, amount)
     }
@@ -222,24 +233,43 @@ fn negative(amount: i64) -> Error {
 
 /// Refuses what is stored with the transaction, where units are not.
 fn check_transactional(key: &Key) -> Result<()> {
-    let mode = mode_of(key);
-    if mode.transactional() {
-        return Ok(());
-    }
-    Err(Error::Unsupported {
-        what: format!("mode {} has no idempotency keys and no reservations", mode.name()),
+    if mode_of(key).transactional() { Ok(()) } else { Err(not_transactional(key)) }
+}
+
+fn not_transactional(key: &Key) -> Error {
+    Error::Unsupported {
+        what: format!("mode {} has no idempotency keys and no reservations", lease::Lease.name()),
         detail: format!(
             "The limit of resource \"{}\" is kept in this mode, in which units outlive a rollback.",
             key.quota.resource.name
         ),
         hint: "Call without them, or let an operator set another mode with tenant_plan_limit_set.",
-    })
+    }
 }
 
-/// A writer of usage: not in a read-only transaction, not on a standby, not behind a fence.
+/// As `take`, for what is stored with the transaction. The mode may have changed while the call waited for others.
+fn take_transactional(
+    key: &mut Key,
+    amount: i64,
+    take: impl FnOnce(&mut Key, i64) -> Result<Answer>,
+) -> Result<Answer> {
+    check_transactional(key)?;
+    let answer = take(key, amount)?;
+    if key.is_leased() {
+        drop(Leased::of(key, answer.verdict.granted));
+        return Err(not_transactional(key));
+    }
+    Ok(answer)
+}
+
+/// A writer of usage: not in a read-only transaction, not on a standby, not in a parallel query, not behind a fence.
 fn check_writer(tenant: &Tenant) -> Result<()> {
-    // SAFETY: raises 25006 in a read-only transaction, which a standby's always are.
-    unsafe { pg_sys::PreventCommandIfReadOnly(c"changing a quota".as_ptr()) };
+    // SAFETY: raises 25006 in a read-only transaction, which a standby's always are, and 25000 in a parallel query: what
+    // a function has done that wrongly says it is PARALLEL SAFE would be written by nobody.
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(c"changing a quota".as_ptr());
+        pg_sys::PreventCommandIfParallelMode(c"changing a quota".as_ptr());
+    }
     if tenant.status == Status::Fenced {
         return Err(Error::Fenced(tenant.id));
     }
@@ -389,13 +419,14 @@ sql_function!(
 fn release(key: &mut Key, amount: i64) -> Result<Answer> {
     let mode = mode_of(key);
     check_writable(key)?;
-    let used = mode.give(key, amount)?;
+    let Left { used, least } = mode.give(key, amount)?;
     check_still_writable(key)?;
+    // Looked up after the units were given back: of two who do so at once, one sees the other's.
     let holds = reservation::holds(key)?;
     let reserved = holds.held + holds.due;
-    if used < reserved {
+    if least < reserved {
         let resource = key.quota.resource.name.to_string();
-        return Err(Error::BelowZero { resource, used: used + amount - reserved, amount });
+        return Err(Error::BelowZero { resource, used: (least + amount - reserved).max(0), amount });
     }
     let verdict = Verdict { granted: amount, ..key.decide(used, 0) };
     Ok(Answer::of(key, verdict, used, holds))
@@ -438,8 +469,11 @@ fn take_all(amounts: &BTreeMap<String, i64>, is_stored: bool) -> Result<Vec<Answ
     let mut answers = Vec::with_capacity(keys.len());
     for (key, amount) in &mut keys {
         answers.push(take_or_raise(key, *amount)?);
-        if key.mode_name() == lease::Lease.name() {
-            leased.0.extend(escrow::name_of(key).zip(Some(*amount)));
+        if key.is_leased() {
+            leased.0.extend(Leased::of(key, *amount).take());
+            if is_stored {
+                return Err(not_transactional(key));
+            }
         }
     }
     leased.keep();
@@ -451,8 +485,17 @@ fn take_all(amounts: &BTreeMap<String, i64>, is_stored: bool) -> Result<Vec<Answ
 struct Leased(Vec<(shmem::Key, i64)>);
 
 impl Leased {
-    fn keep(mut self) {
-        self.0.clear();
+    fn of(key: &Key, units: i64) -> Leased {
+        Leased(escrow::name_of(key).zip(Some(units)).into_iter().collect())
+    }
+
+    /// What it has, which is the caller's from then on.
+    fn take(mut self) -> Vec<(shmem::Key, i64)> {
+        std::mem::take(&mut self.0)
+    }
+
+    fn keep(self) {
+        self.take();
     }
 }
 
@@ -477,9 +520,7 @@ unsafe fn one(
         let answer = match argument(fcinfo, 2) {
             None => take(&mut key_of_session(Some(resource))?, amount)?,
             Some(key) => idempotency::once_for_one(key, &Request::one("consume", resource, amount), || {
-                let mut key = key_of_session(Some(resource))?;
-                check_transactional(&key)?;
-                take(&mut key, amount)
+                take_transactional(&mut key_of_session(Some(resource))?, amount, take)
             })?,
         };
         Ok(composite(fcinfo, &answer))

@@ -90,6 +90,8 @@ fn is_wanted(database: &Database, now: i64) -> bool {
 
 /// Forgets databases that are gone, and notes those that there are.
 fn look_at_databases(note_all: bool) {
+    // In this order: one that is made meanwhile is not taken for one that is gone.
+    let known = shmem::databases();
     let mut there = Vec::new();
     BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| {
         scan::scan(pg_sys::DatabaseRelationId, pg_sys::InvalidOid, &[], |row| {
@@ -97,7 +99,7 @@ fn look_at_databases(note_all: bool) {
             there.extend(row.get::<pg_sys::Oid>(1).map(|oid| (oid, allows_connections)));
         });
     }));
-    let gone: Vec<_> = shmem::databases()
+    let gone: Vec<_> = known
         .into_iter()
         .map(Database::oid)
         .filter(|known| !there.iter().any(|(oid, _)| oid == known))
@@ -211,7 +213,7 @@ fn work(database: &'static Database) {
     let is_stopped = loop {
         let mut did = 0;
         if database.urgent.swap(false, Ordering::SeqCst) {
-            did += extend(database, database.take_asks());
+            did += extend(database, database.take_asks()).0;
         }
         let now = clock::now();
         if now.saturating_sub(round_at) >= ROUND {
@@ -232,11 +234,15 @@ fn work(database: &'static Database) {
     };
     if !is_stopped {
         let now = clock::now();
-        let due_at = in_transaction(quota::next_due).unwrap_or(i64::MAX);
+        // Leases behind a fence are given back when it has opened.
+        let leases = lease::to_end(false).1;
+        let due_at =
+            if leases > 0 { None } else { Some(in_transaction(quota::next_due).unwrap_or(i64::MAX)) };
+        let due_at = due_at.unwrap_or(now);
         database.due_at.store(due_at.clamp(now + DUE.0, now + DUE.1), Ordering::SeqCst);
     } else {
         // The server stops: what is not used goes back.
-        while extend(database, lease::to_end(true).0) > 0 {}
+        while extend(database, lease::to_end(true).0).0 > 0 {}
     }
 }
 
@@ -246,21 +252,25 @@ fn rest(database: &Database) {
     database.retry_at.store(0, Ordering::Relaxed);
 }
 
-fn extend(database: &Database, asks: Vec<shmem::Key>) -> usize {
+/// How many leases it has moved, and how many a fence has kept it from.
+fn extend(database: &Database, asks: Vec<shmem::Key>) -> (usize, usize) {
     if asks.is_empty() {
-        return 0;
+        return (0, 0);
     }
-    let moved = in_transaction(|| lease::write(&asks)).publish();
+    let moves = in_transaction(|| lease::write(&asks));
+    let fenced = moves.fenced;
+    let moved = moves.publish();
     database.extended.fetch_add(moved as i64, Ordering::Relaxed);
-    moved
+    (moved, fenced)
 }
 
 /// What is done once a second. How much there was to do.
 fn round(database: &Database) -> usize {
     database.busy.store(false, Ordering::SeqCst);
     let (keys, leases) = lease::to_end(false);
-    // Whoever holds a lease gives it back before it goes.
-    let mut did = extend(database, keys) + leases;
+    // Whoever holds a lease gives it back before it goes, unless a fence is in the way, which may be so for long.
+    let (moved, fenced) = extend(database, keys);
+    let mut did = moved + leases.saturating_sub(fenced);
     loop {
         let folded = in_transaction(ledger::fold);
         ledger::settle(&folded);

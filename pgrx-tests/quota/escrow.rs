@@ -9,7 +9,7 @@ use serde_json::json;
 use super::concurrent::{CONNECTIONS, in_parallel, transaction, usage};
 use super::{VERDICT, fields};
 use crate::cluster::Cluster;
-use crate::harness::{A, B, Db, Session, answer, eventually, recorded};
+use crate::harness::{A, B, Db, Session, answer, eventually, recorded, waiting};
 
 const INVARIANTS: &str = "SELECT count(*) FROM tenant_quota_invariants";
 
@@ -184,6 +184,9 @@ fn refuses_what_it_cannot_do() {
     app.run("ROLLBACK");
     assert_eq!(recorded(&mut db.admin(), A, "calls"), 0);
     app.run("SELECT * FROM tenant_quota_consume('calls', 10)");
+    let by_hand =
+        "BEGIN; UPDATE tenant_rls.usage SET used = 0 WHERE false; PREPARE TRANSACTION 'tenant_rls_by_hand'";
+    assert_eq!(db.admin().fails(by_hand), "0A000");
 }
 
 /// A session that ends in the middle of a transaction gives back what it has taken.
@@ -216,6 +219,103 @@ fn units_changed_by_hand_are_looked_up_again() {
     admin.run("COMMIT");
     assert_eq!(app.one::<i64>("SELECT used FROM tenant_quota_consume('calls')"), 10);
     assert_eq!(admin.one::<i64>(INVARIANTS), 0);
+}
+
+/// What was committed while a session was looking everything up again is not lost.
+#[test]
+fn what_commits_during_a_look_counts() {
+    let (db, mut app) = app();
+    let (mut admin, mut blocker) = (db.admin(), db.admin());
+    let (mut writer, mut looking) = (session(&db), db.connect_as(&db.app(), A));
+    // It has looked once before: then it locks after it has taken its snapshot.
+    looking.run("SELECT * FROM tenant_quota_consume('seats')");
+    // No worker folds.
+    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases IN ACCESS EXCLUSIVE MODE");
+    app.run("SELECT * FROM tenant_quota_consume('calls')");
+    writer.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 5)");
+    admin.run("UPDATE tenant_rls.usage SET used = used WHERE false");
+    blocker.run("LOCK TABLE tenant_rls.reservations IN ACCESS EXCLUSIVE MODE");
+    thread::scope(|scope| {
+        let look = scope.spawn(|| looking.run("SELECT * FROM tenant_quota_consume('api_requests')"));
+        waiting(&mut admin, 1);
+        writer.run("COMMIT");
+        blocker.run("COMMIT");
+        look.join().expect("a look that ends well");
+    });
+    assert_eq!(app.one::<i64>("SELECT used FROM tenant_quota_check('calls')"), 6);
+    assert!(!app.one::<bool>("SELECT allowed FROM tenant_quota_try_consume('calls', 5)"));
+    assert_eq!(usage(&db), 6);
+}
+
+/// A function that wrongly says that it is PARALLEL SAFE takes nothing in a parallel query.
+#[test]
+fn a_parallel_query_takes_nothing() {
+    let (db, mut app) = app();
+    let setting = if cfg!(feature = "pg15") { "force_parallel_mode" } else { "debug_parallel_query" };
+    app.run("SELECT * FROM tenant_quota_consume('calls')");
+    app.run(&format!(
+        "CREATE FUNCTION pg_temp.take() RETURNS bigint LANGUAGE plpgsql PARALLEL SAFE AS
+         $$ BEGIN RETURN (SELECT used FROM tenant_quota_consume('calls')); END $$; SET {setting} = on"
+    ));
+    assert_eq!(app.fails("SELECT pg_temp.take()"), "25000");
+    app.run(&format!("SET {setting} = off"));
+    assert_eq!(app.one::<i64>("SELECT used FROM tenant_quota_consume('calls', 9)"), 10);
+    assert_eq!(usage(&db), 10);
+}
+
+/// A cursor that has taken units, and then fails in a savepoint, takes no lock with it.
+#[test]
+fn a_cursor_that_fails_keeps_its_locks() {
+    for mode in ["strict", "escrow"] {
+        let db = limited();
+        let mut admin = db.admin();
+        admin.run(&format!("SELECT tenant_plan_limit_set('free', 'calls', 10, mode => '{mode}')"));
+        let (mut app, mut other) = (session(&db), session(&db));
+        app.run(
+            "BEGIN; DECLARE c CURSOR FOR
+             SELECT 1 / (2 - i), (SELECT used FROM tenant_quota_consume('calls', CASE WHEN i > 0 THEN 5 ELSE 5 END))
+             FROM generate_series(1, 2) AS i;
+             FETCH 1 FROM c; SAVEPOINT s",
+        );
+        assert_eq!(app.fails("FETCH 1 FROM c"), "22012");
+        app.run("ROLLBACK TO s");
+        assert_eq!(admin.fails(&format!("SELECT tenant_fence('{A}', '100 ms')")), "55006", "{mode}");
+        if mode == "strict" {
+            assert_eq!(other.fails("SELECT * FROM tenant_quota_consume('calls')"), "55P03");
+        }
+        app.run("COMMIT");
+        assert_eq!(other.one::<i64>("SELECT used FROM tenant_quota_consume('calls', 5)"), 10, "{mode}");
+    }
+}
+
+/// Units that a reservation holds are not given back by hand, whatever other transactions are about to do.
+#[test]
+fn a_hold_is_not_released() {
+    let (db, mut app) = app();
+    let mut other = session(&db);
+    other.run("BEGIN; SELECT * FROM tenant_quota_consume('seats', 5)");
+    app.run("SELECT * FROM tenant_quota_reserve('seats', 5, '10 min')");
+    assert_eq!(app.fails("SELECT * FROM tenant_quota_release('seats', 5)"), "22023");
+    other.run("ROLLBACK");
+    assert_eq!(app.one::<i64>("SELECT used FROM tenant_quota_consume('seats', 5)"), 10);
+    app.run("BEGIN; SELECT * FROM tenant_quota_release('seats', 5)");
+    assert_eq!(other.fails("SELECT * FROM tenant_quota_release('seats', 5)"), "22023");
+}
+
+/// What expires while others have units of the key in flight is left for later: a worker waits for nobody.
+#[test]
+fn a_sweep_waits_for_nobody() {
+    let (db, mut app) = app();
+    let (mut admin, mut other) = (db.admin(), session(&db));
+    // The worker is kept away.
+    let mut blocker = db.admin();
+    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases IN ACCESS EXCLUSIVE MODE");
+    app.run("SELECT * FROM tenant_quota_reserve('seats', 5, '1 ms')");
+    other.run("BEGIN; SELECT * FROM tenant_quota_consume('seats')");
+    assert_eq!(admin.one::<i64>("SELECT tenant_rls.quota_sweep(100)"), 0);
+    other.run("COMMIT");
+    assert_eq!(admin.one::<i64>("SELECT tenant_rls.quota_sweep(100)"), 1);
+    assert_eq!(recorded(&mut admin, A, "seats"), 1);
 }
 
 /// The invariants find a key that shared memory counts in another way than the tables.

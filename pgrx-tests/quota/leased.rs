@@ -8,7 +8,7 @@ use serde_json::json;
 use super::concurrent::{CONNECTIONS, in_parallel, usage};
 use super::{VERDICT, fields};
 use crate::cluster::Cluster;
-use crate::harness::{A, Db, Session, answer, eventually, recorded};
+use crate::harness::{A, Db, Session, answer, eventually, recorded, waiting};
 
 /// A database whose plan free has that many of counter `calls`, leased.
 fn leased(limit: i64) -> Db {
@@ -150,6 +150,42 @@ fn another_mode_gives_back_what_is_unused() {
     eventually(&mut app, "SELECT mode = 'escrow' FROM tenant_quota_check('calls')");
     assert_eq!(recorded(&mut admin, A, "calls"), 3000);
     assert_eq!(usage(&db), 3000);
+}
+
+/// A mode that changes while a call waits: what is stored with the transaction is not stored.
+#[test]
+fn a_reservation_that_waits_does_not_become_leased() {
+    let db = leased(1000);
+    let mut admin = db.admin();
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 1000, mode => 'escrow')");
+    let connect = || db.connect_as(&db.app(), A);
+    let (mut pins, mut reserves, mut fences) = (connect(), connect(), db.admin());
+    pins.run("BEGIN; SELECT * FROM tenant_quota_consume('calls')");
+    admin.run("SELECT tenant_plan_limit_set('free', 'calls', 1000, mode => 'leased')");
+    std::thread::scope(|scope| {
+        let fence =
+            scope.spawn(|| fences.run(&format!("BEGIN; SELECT tenant_fence('{A}', '20 s'); ROLLBACK")));
+        waiting(&mut admin, 1);
+        let reserve = scope.spawn(|| reserves.fails("SELECT * FROM tenant_quota_reserve('calls', 5, '2 s')"));
+        waiting(&mut admin, 2);
+        pins.run("COMMIT");
+        assert_eq!(reserve.join().expect("an answer"), "0A000");
+        fence.join().expect("a fence that ends well");
+    });
+    assert_eq!(reserves.one::<i64>("SELECT used FROM tenant_quota_consume('calls')"), 2);
+}
+
+/// A fence keeps a lease from going back, and not the worker from going.
+#[test]
+fn a_fenced_lease_keeps_no_worker() {
+    let (_cluster, mut client) = cluster();
+    client.run(USE);
+    client.run(&format!("SELECT tenant_fence('{A}')"));
+    let workers = "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'tenant_rls worker'";
+    eventually(&mut client, workers);
+    client.run(&format!("SELECT tenant_unfence('{A}')"));
+    eventually(&mut client, "SELECT count(*) = 0 FROM tenant_leases");
+    assert_eq!(recorded(&mut client, A, "api_requests"), 5000);
 }
 
 /// A leased counter, acted for by a superuser.

@@ -290,6 +290,9 @@ fn a_rollback_undoes_every_step() {
         assert_eq!(fields(&check, &["used", "held"]), json!([4, 4]), "{call}");
     }
     app.run("COMMIT");
+    // The worker is kept away.
+    let mut blocker = db.admin();
+    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases IN ACCESS EXCLUSIVE MODE");
     pass(&db);
     app.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 10); ROLLBACK");
     assert_eq!((state(&db, &held), recorded(&mut db.admin(), A, "calls")), ("held".into(), 4));

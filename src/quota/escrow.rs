@@ -27,7 +27,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::decision::Verdict;
-use super::{Key, Mode, lease, ledger, strict};
+use super::{Key, Left, Mode, lease, ledger, strict};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::lock::Class;
@@ -70,8 +70,13 @@ impl Mode for Escrow {
     }
 
     fn used(&self, key: &Key) -> Result<i64> {
-        match name_of(key).and_then(|name| counted(&name)) {
+        let Some(name) = name_of(key) else { return strict::Strict.used(key) };
+        match counted(&name) {
             Some(used) => Ok(used),
+            // Changed by other means, and not looked up again yet: some of the units may be in the ledger.
+            None if shmem::look(&name, |_| ()).is_some() => {
+                ledger::units(key.tenant.id, &key.quota.resource.name, strict::start(key))
+            }
             None => strict::Strict.used(key),
         }
     }
@@ -87,7 +92,7 @@ impl Mode for Escrow {
         }
     }
 
-    fn give(&self, key: &mut Key, units: i64) -> Result<i64> {
+    fn give(&self, key: &mut Key, units: i64) -> Result<Left> {
         match place(key)? {
             Place::Journal(at) => {
                 key.counted_by = Some(self.name());
@@ -110,6 +115,14 @@ impl Mode for Escrow {
         position.flight.push(level(), units);
         apply(position.pinned, shift);
         Ok(())
+    }
+
+    fn try_lock(&self, key: &Key) -> bool {
+        // With nothing in flight there is nothing to wait for; one that is not there yet is made by who has the lock.
+        let is_free =
+            |entry: &shmem::Entry| entry.kind() == Kind::Escrow && !entry.is_stale() && !is_pinned(entry);
+        let known = name_of(key).and_then(|name| shmem::look(&name, is_free));
+        known.unwrap_or_else(|| strict::lock_of(key, Class::Key).try_acquire())
     }
 }
 
@@ -325,7 +338,7 @@ fn take_at(at: usize, key: &Key, units: i64) -> (Verdict, i64) {
     answer
 }
 
-fn give_at(at: usize, key: &Key, units: i64) -> Result<i64> {
+fn give_at(at: usize, key: &Key, units: i64) -> Result<Left> {
     let level = level();
     for nap in 0..=MOST_NAPS {
         let mut journal = JOURNAL.borrow_mut();
@@ -337,7 +350,7 @@ fn give_at(at: usize, key: &Key, units: i64) -> Result<i64> {
             let inf = interval.inf + flight.shift(-units).inf;
             if entry.inf.compare_exchange(interval.inf, inf, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 flight.push(level, -units);
-                return Ok(there.sup - units);
+                return Ok(Left { used: there.sup - units, least: there.inf - units });
             }
         } else if there.sup < units || nap == MOST_NAPS {
             let used = there.inf.max(0);
@@ -376,7 +389,7 @@ unsafe extern "C-unwind" fn transaction_ends(
             // SAFETY: guarded, and allowed to fail.
             unsafe { write_ledger() }
         }
-        XACT_EVENT_PRE_PREPARE if !JOURNAL.borrow().is_empty() => {
+        XACT_EVENT_PRE_PREPARE if !JOURNAL.borrow().is_empty() || registry::units::are_changed() => {
             // SAFETY: as above.
             unsafe { refuse_prepare() }
         }
@@ -395,7 +408,7 @@ unsafe extern "C-unwind" fn transaction_ends(
                 position.pinned.unpin();
             }
         }
-        XACT_EVENT_ABORT => {
+        XACT_EVENT_ABORT | XACT_EVENT_PARALLEL_ABORT | XACT_EVENT_PARALLEL_COMMIT => {
             let mut journal = JOURNAL.borrow_mut();
             for mut position in journal.drain(..) {
                 apply(position.pinned, position.flight.abort(0));

@@ -17,7 +17,7 @@ use pgrx::{Uuid, pg_sys};
 
 use super::decision::{Limit, Reason, Verdict};
 use super::escrow::{self, Escrow};
-use super::{Key, Mode, ledger, period};
+use super::{Key, Left, Mode, ledger, period};
 use crate::context::fence;
 use crate::error::{Error, Result};
 use crate::plan::{CachedPlan, as_owner};
@@ -104,7 +104,7 @@ impl Mode for Lease {
         answer
     }
 
-    fn give(&self, key: &mut Key, _units: i64) -> Result<i64> {
+    fn give(&self, key: &mut Key, _units: i64) -> Result<Left> {
         Err(Error::Unsupported {
             what: format!("units of \"{}\" cannot be given back", key.quota.resource.name),
             detail: "Its limit has mode leased, which keeps what was taken.".into(),
@@ -114,6 +114,11 @@ impl Mode for Lease {
 
     fn force(&self, key: &mut Key, _units: i64) -> Result<()> {
         self.give(key, 0).map(drop)
+    }
+
+    fn try_lock(&self, _key: &Key) -> bool {
+        // Nothing can be given back.
+        false
     }
 }
 
@@ -213,6 +218,8 @@ struct Move {
 pub struct Moves {
     moves: Vec<Move>,
     ended: Vec<shmem::Key>,
+    /// Leases of tenants that are fenced, which are left as they are.
+    pub fenced: usize,
 }
 
 /// Extends the leases that ask, and ends those that nobody uses: writes it, in this transaction of the worker. When that is
@@ -274,6 +281,7 @@ fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
     let now = clock::now();
     // Behind a fence nothing is written: who moves or purges the tenant has the last word.
     if registry::tenant(key.tenant())?.is_some_and(|tenant| !fence::try_enter(&tenant)) {
+        moves.fenced += 1;
         return Ok(());
     }
     let limit = limit_of(key, now)?;

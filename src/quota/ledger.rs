@@ -99,9 +99,10 @@ pub fn load() -> Result<bool> {
                     may_hold: row.get(7).unwrap_or(true),
                     generation,
                 };
+                // One that is there is looked up again by who needs it next: what has been committed since this look
+                // would be lost here.
                 let made = shmem::Key::new(id, &resource, instant(3)).is_some_and(|key| {
-                    shmem::change(&key, |entry| count_on(entry, recorded)).is_some()
-                        || shmem::put(&key, instant(4), recorded)
+                    shmem::look(&key, |_| ()).is_some() || shmem::put(&key, instant(4), recorded)
                 });
                 fits &= made;
             })
@@ -132,9 +133,10 @@ pub fn reload(key: &shmem::Key) -> Result<()> {
     Ok(())
 }
 
-/// Takes over what is recorded, unless something is in flight. Of a lease the worker knows more.
+/// Takes over what is recorded, unless something is in flight, or somebody else has just done so. Nobody can have changed
+/// the units since the look: what is stale and has nothing in flight is not pinned. Of a lease the worker knows more.
 fn count_on(entry: &Entry, recorded: Recorded) {
-    if entry.pins.load(SeqCst) == 0 && entry.kind() == Kind::Escrow {
+    if entry.pins.load(SeqCst) == 0 && entry.kind() == Kind::Escrow && entry.is_stale() {
         entry.set_units(recorded);
     }
 }
@@ -153,12 +155,18 @@ pub struct Folded {
     pub rows: i64,
     /// The units that are in `tenant_rls.usage` now.
     pub used: i64,
+    /// The generation of the entry when the rows were folded, if it had one.
+    generation: Option<u64>,
 }
 
 impl Folded {
+    fn name(&self) -> Option<shmem::Key> {
+        shmem::Key::new(self.tenant, &self.resource, self.period_start)
+    }
+
     /// The most units that were used at one time. Of a lease a part is granted ahead, and some were given back since.
     pub fn most_used(&self) -> i64 {
-        let most = shmem::Key::new(self.tenant, &self.resource, self.period_start).and_then(|key| {
+        let most = self.name().and_then(|key| {
             shmem::look(&key, |entry| match entry.kind() {
                 Kind::Leased => entry.sup.load(SeqCst),
                 Kind::Escrow => entry.peak.load(SeqCst).max(self.used),
@@ -205,20 +213,26 @@ pub fn fold() -> Result<Vec<Folded>> {
                     resets_at: number(4),
                     rows: number(5),
                     used: number(6),
+                    generation: None,
                 });
             }
         })
     })?;
     drop(writes);
+    for key in &mut folded {
+        key.generation = key.name().and_then(|name| shmem::look(&name, Entry::generation));
+    }
     Ok(folded)
 }
 
-/// Tells the entries which rows have been folded.
+/// Tells the entries which rows have been folded. One that was made or looked up again since knows it.
 pub fn settle(folded: &[Folded]) {
     for key in folded {
-        if let Some(name) = shmem::Key::new(key.tenant, &key.resource, key.period_start) {
-            shmem::look(&name, |entry| {
-                entry.unfolded.fetch_sub(key.rows, SeqCst);
+        if let Some(name) = key.name() {
+            shmem::change(&name, |entry| {
+                if Some(entry.generation()) == key.generation {
+                    entry.unfolded.fetch_sub(key.rows, SeqCst);
+                }
             });
         }
     }
@@ -237,7 +251,9 @@ pub fn fold_leftovers() -> Result<()> {
 /// Refuses what would leave shared memory behind what a prepared transaction holds.
 pub fn cannot_prepare() -> Error {
     Error::Unsupported {
-        what: "cannot PREPARE a transaction that has used a quota in mode escrow".into(),
+        what:
+            "cannot PREPARE a transaction that has used a quota in mode escrow, or changed tenant_rls.usage"
+                .into(),
         detail: "Units that wait for COMMIT PREPARED cannot be counted in shared memory.".into(),
         hint: "Use mode strict for the limits that such transactions use.",
     }

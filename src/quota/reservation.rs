@@ -19,12 +19,11 @@ use pgrx::{Uuid, pg_sys};
 
 use super::decision::{Reason, Verdict};
 use super::idempotency::{self, Request};
-use super::lease::Lease;
 use super::period::{self, Window};
 use super::result::{Answer, composite};
 use super::{
-    Holds, Key, Mode, admit, admitted, check_still_writable, check_transactional, check_writable,
-    check_writer, checked_amount, escrow, key_of_session, mode_of, take, take_or_raise,
+    Holds, Key, admit, admitted, check_still_writable, check_writable, check_writer, checked_amount, escrow,
+    key_of_session, mode_of, take, take_or_raise, take_transactional,
 };
 use crate::call::{argument, sql_function};
 use crate::clock;
@@ -45,8 +44,7 @@ const MOST_KEYS: i64 = 64;
 /// The units of a key that reservations hold.
 pub fn holds(key: &Key) -> Result<Holds> {
     // A gauge that follows rows counts them, and nothing else; there are no reservations of a lease.
-    let is_leased = key.counted_by == Some(Lease.name());
-    if key.quota.resource.attached || is_leased || !escrow::may_hold(key) {
+    if key.quota.resource.attached || key.is_leased() || !escrow::may_hold(key) {
         return Ok(Holds::default());
     }
     recorded_holds(key)
@@ -156,8 +154,7 @@ fn reserve(
         ],
     );
     let mut key = key_of_session(Some(resource))?;
-    check_transactional(&key)?;
-    let mut answer = take(&mut key, amount)?;
+    let mut answer = take_transactional(&mut key, amount, take)?;
     if answer.verdict.granted == 0 {
         return Ok(answer);
     }
@@ -338,10 +335,10 @@ pub fn expire(key: &Key, most: i64) -> Result<u64> {
         let mut key = Key::to_settle(key.tenant.clone(), resource, key.window)?;
         match mode_of(&key).give(&mut key, units) {
             // Somebody has set the units by hand. That must not keep the tenant, or all others, from going on.
-            Err(Error::BelowZero { used, .. }) if used > 0 => mode_of(&key).give(&mut key, used)?,
-            Err(Error::BelowZero { .. }) => 0,
-            used => used?,
-        };
+            Err(Error::BelowZero { used, .. }) if used > 0 => mode_of(&key).give(&mut key, used).map(drop)?,
+            Err(Error::BelowZero { .. }) => {}
+            left => left.map(drop)?,
+        }
     }
     Ok(expired)
 }

@@ -18,7 +18,7 @@ use pgrx::{Uuid, pg_sys};
 
 use super::decision::Verdict;
 use super::escrow::{self, Escrow};
-use super::{Key, Mode, events, ledger};
+use super::{Key, Left, Mode, events, ledger};
 use crate::error::{Error, Result};
 use crate::lock::{Class, Lock};
 use crate::plan::{CachedPlan, as_owner};
@@ -83,7 +83,7 @@ impl Mode for Strict {
         Ok((verdict, used))
     }
 
-    fn give(&self, key: &mut Key, amount: i64) -> Result<i64> {
+    fn give(&self, key: &mut Key, amount: i64) -> Result<Left> {
         self.prepare()?;
         let lock = lock_of(key, Class::Key);
         acquire(&lock, key, |_, _| None::<()>)?;
@@ -98,7 +98,8 @@ impl Mode for Strict {
             fits.then(|| used - amount)
         })?;
         if fits {
-            return Ok(used.unwrap_or_default());
+            let used = used.unwrap_or_default();
+            return Ok(Left { used, least: used });
         }
         lock.release();
         let used = used.unwrap_or_default();

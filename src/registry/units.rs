@@ -10,6 +10,7 @@ use super::catalog::{FUNCTION_INFO, catalog, table};
 use super::scan::{self, Changed, Key, scan, scan_in_order};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::lock::of_transaction;
 use crate::shmem;
 use crate::tenant::TenantId;
 
@@ -135,7 +136,7 @@ pub fn lock_usage() -> Result<()> {
     let catalog = catalog().ok_or(Error::NotInstalled)?;
     for table in [catalog.usage, catalog.ledger] {
         // SAFETY: a lock of the transaction.
-        unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) };
+        of_transaction(|| unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as i32) });
     }
     Ok(())
 }
@@ -146,7 +147,7 @@ pub fn open_units() -> Result<()> {
     let catalog = catalog().ok_or(Error::NotInstalled)?;
     for table in [catalog.usage, catalog.ledger] {
         // SAFETY: a lock of the transaction.
-        unsafe { pg_sys::LockRelationOid(table, pg_sys::RowExclusiveLock as i32) };
+        of_transaction(|| unsafe { pg_sys::LockRelationOid(table, pg_sys::RowExclusiveLock as i32) });
     }
     Ok(())
 }
@@ -250,10 +251,15 @@ pub extern "C" fn pg_finfo_units_changed() -> *const pg_sys::Pg_finfo_record {
     &FUNCTION_INFO
 }
 
+/// Whether this transaction has changed units by SQL on our tables.
+pub fn are_changed() -> bool {
+    CHANGED.get()
+}
+
 /// To be called when a transaction has ended. Moves atomics only.
 pub fn transaction_ends(event: pg_sys::XactEvent::Type) {
     use pg_sys::XactEvent::*;
-    if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
+    if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT)
         && CHANGED.replace(false)
         && let Some(database) = shmem::database()
     {

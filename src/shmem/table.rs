@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
 
-use super::{Held, PARTS, TABLE, database, is_available};
+use super::{Held, PARTS, TABLE, database, databases, is_available};
 use crate::gucs;
 use crate::tenant::TenantId;
 
@@ -148,6 +148,11 @@ impl Entry {
         self.holds.store(recorded.may_hold.into(), Ordering::Relaxed);
         self.peak.store(recorded.units, Ordering::Relaxed);
         self.generation.store(recorded.generation, Ordering::Relaxed);
+    }
+
+    /// Counts how often units had been changed by other means when it was looked up.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Whether its units were changed by other means since it was looked up.
@@ -356,12 +361,17 @@ fn sweep(mut goes: impl FnMut(&Entry) -> bool) {
     drop(held);
 }
 
-/// Removes a tenth of the settled entries: those that nobody has called for longest.
+/// Removes a tenth of the settled entries: those that nobody has called for longest. Of what was changed by other means it is
+/// not known whether rows of the ledger are left.
 fn make_room() {
+    let generations: Vec<_> =
+        databases().into_iter().map(|database| (database.oid().to_u32(), database.generation())).collect();
+    let can_go =
+        |entry: &Entry| entry.is_settled() && generations.contains(&(entry.key.database, entry.generation()));
     let mut ages = Vec::with_capacity(gucs::quota_keys());
     let held: [Held; PARTS] = std::array::from_fn(|part| Held::take(part, pg_sys::LWLockMode::LW_SHARED));
     walk(|entry| {
-        if ages.len() < ages.capacity() && entry.is_settled() {
+        if ages.len() < ages.capacity() && can_go(entry) {
             ages.push(entry.called_at.load(Ordering::Relaxed));
         }
     });
@@ -372,5 +382,5 @@ fn make_room() {
     let nth = (ages.len() - 1) / 10;
     let (_, oldest, _) = ages.select_nth_unstable(nth);
     let oldest = *oldest;
-    sweep(|entry| entry.is_settled() && entry.called_at.load(Ordering::Relaxed) <= oldest);
+    sweep(|entry| can_go(entry) && entry.called_at.load(Ordering::Relaxed) <= oldest);
 }

@@ -213,6 +213,14 @@ unsafe fn alter(
             Part::AT_AddConstraint | Part::AT_ValidateConstraint if !is_new => {
                 Some(Change::Constraint(address.objectId))
             }
+            // A foreign key whose columns have got another type is made anew, and checked where that wrote the table anew:
+            // else it has the operators of before.
+            Part::AT_ReAddConstraint => {
+                let constraint = (*command).def.cast::<pg_sys::Constraint>();
+                ((*constraint).contype == pg_sys::ConstrType::CONSTR_FOREIGN
+                    && (*constraint).old_conpfeqop.is_null())
+                .then_some(Change::Constraint(address.objectId))
+            }
             // What is enforced from now on is validated; whether it is deferrable validates nothing.
             #[cfg(feature = "pg18")]
             Part::AT_AlterConstraint
