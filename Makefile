@@ -12,7 +12,7 @@ override PG_CONFIG :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test test-pool attacks-mutation torture torture-bugs fuzz test-core install run bench bench-live bench-soak lint package clean setup
+.PHONY: help demo examples test test-pool audit-pgrls attacks-mutation torture torture-bugs fuzz test-core install run bench bench-live bench-soak lint package clean setup
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ test: ## Everything; TESTNAME=… for the tests with that in their name
 test-pool: ## 200 clients over PgBouncer, a minute in each mode
 	@scripts/setup 15 $(filter-out 15,$(PG))
 	@TENANT_RLS_POOL_SECONDS=60 RUST_TEST_NOCAPTURE=1 scripts/test $(PG) mode_mixes_nothing
+
+audit-pgrls: ## tenant_audit beside pgrls, on the same broken databases, code by code
+	@scripts/setup --pgrls 15 $(filter-out 15,$(PG))
+	@scripts/audit-pgrls $(PG)
 
 attacks-mutation: ## Take the guards out one by one; how many attacks notice
 	@scripts/setup 15

@@ -1,5 +1,6 @@
 //! tenant_audit finds what is broken, and its SQL repairs it.
 
+mod beside;
 mod breaks;
 
 use std::collections::BTreeSet;

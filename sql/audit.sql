@@ -106,6 +106,32 @@ SELECT n.nspname ~ '^pg_' OR n.nspname IN ('information_schema', 'tenant_rls') F
 $$;
 COMMENT ON FUNCTION tenant_rls.audit_of_system(oid) IS 'for tenant_audit: whether a schema is of the server or of the extension';
 
+-- The policies of users, with their conditions as SQL has them and as the server stores them. Those of tenant_protect
+-- have lints of their own; its boundary also closes a table from which the extension was dropped.
+CREATE FUNCTION tenant_rls.audit_policies()
+RETURNS TABLE (
+    oid oid, relation oid, policy name, name text, object text, permissive boolean, protected boolean,
+    using_clause text, using_tree text, check_clause text, check_tree text, remove text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+SELECT
+    l.oid, c.oid, l.polname, c.oid::regclass::text, format('%I on %s', l.polname, c.oid::regclass), l.polpermissive, p.relation IS NOT NULL,
+    pg_get_expr(l.polqual, c.oid), l.polqual::text, pg_get_expr(l.polwithcheck, c.oid), l.polwithcheck::text,
+    format('DROP POLICY %I ON %s', l.polname, c.oid::regclass)
+FROM pg_policy AS l
+JOIN pg_class AS c ON c.oid = l.polrelid
+LEFT JOIN tenant_rls.protected_tables AS p ON p.relation = c.oid
+WHERE NOT tenant_rls.audit_of_system(c.relnamespace)
+AND l.polname <> 'tenant_boundary'
+AND (l.polname <> 'tenant_isolation' OR p.relation IS NULL)
+$$;
+COMMENT ON FUNCTION tenant_rls.audit_policies() IS 'for tenant_audit: the policies of users';
+
+CREATE FUNCTION tenant_rls.audit_words(clause text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+SELECT regexp_replace(audit_words.clause, $re$'(?:[^']|'')*'|"(?:[^"]|"")*"$re$, '?', 'g')
+$$;
+COMMENT ON FUNCTION tenant_rls.audit_words(text) IS 'for tenant_audit: a condition without its literals and quoted names';
+
 CREATE FUNCTION tenant_rls.audit_role(role oid) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 SELECT CASE audit_role.role WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(audit_role.role)) END
@@ -204,9 +230,21 @@ BEGIN
             UNION ALL
             SELECT * FROM tenant_rls.audit_policy_changed()
             UNION ALL
+            SELECT * FROM tenant_rls.audit_policy_constant()
+            UNION ALL
+            SELECT * FROM tenant_rls.audit_policy_duplicate()
+            UNION ALL
             SELECT * FROM tenant_rls.audit_policy_missing()
             UNION ALL
+            SELECT * FROM tenant_rls.audit_policy_reads_open()
+            UNION ALL
+            SELECT * FROM tenant_rls.audit_policy_session()
+            UNION ALL
             SELECT * FROM tenant_rls.audit_policy_without_rls()
+            UNION ALL
+            SELECT * FROM tenant_rls.audit_privilege_without_policy()
+            UNION ALL
+            SELECT * FROM tenant_rls.audit_public_privilege()
             UNION ALL
             SELECT * FROM tenant_rls.audit_publication_unfiltered()
             UNION ALL

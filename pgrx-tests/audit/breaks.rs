@@ -7,7 +7,7 @@ use crate::harness::{A, Db, Session};
 /// `@db` the database.
 pub struct Case {
     pub code: &'static str,
-    broken: &'static str,
+    pub(super) broken: &'static str,
     /// The object of the finding.
     object: &'static str,
 }
@@ -42,6 +42,44 @@ pub const CASES: &[Case] = &[
          ALTER POLICY tenant_boundary ON shop.orders WITH CHECK (tenant_id = shop.required_tenant())",
         "shop.orders",
     ),
+    case("policy_constant", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (true)", "mine on shop.orders"),
+    case("policy_constant", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (false)", "mine on shop.orders"),
+    case("policy_constant", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (note = ' x ' OR true)", "mine on shop.orders"),
+    case("policy_constant", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (id > 0) WITH CHECK (1 = 1)", "mine on shop.orders"),
+    case("policy_constant", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE FOR INSERT", "mine on shop.orders"),
+    case("policy_duplicate", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (tenant_id = required_tenant()) WITH CHECK (tenant_id = required_tenant())", "mine on shop.orders"),
+    case(
+        "policy_duplicate",
+        "CREATE TABLE shop.plain (n int); CREATE POLICY a ON shop.plain FOR SELECT TO @app, @other USING (n = 1);
+         CREATE POLICY b ON shop.plain FOR SELECT TO @other, @app USING (n = 1)",
+        "b on shop.plain",
+    ),
+    case(
+        "policy_reads_open",
+        "CREATE TABLE shop.members (id int, name text); GRANT SELECT, UPDATE (name) ON shop.members TO @app;
+         CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (EXISTS (SELECT FROM shop.members AS m WHERE m.id = customer))",
+        "mine on shop.orders",
+    ),
+    case(
+        "policy_session",
+        "CREATE TABLE shop.plain (who text); CREATE POLICY mine ON shop.plain USING (who = current_setting('app.who', true))",
+        "mine on shop.plain",
+    ),
+    case("policy_session", "CREATE TABLE shop.plain (who text); CREATE POLICY mine ON shop.plain USING (who = current_user)", "mine on shop.plain"),
+    case("policy_session", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (tenant_id = current_tenant() OR note = 'all')", "mine on shop.orders"),
+    case(
+        "privilege_without_policy",
+        "CREATE TABLE shop.plain (n int); ALTER TABLE shop.plain ENABLE ROW LEVEL SECURITY; GRANT SELECT ON shop.plain TO PUBLIC",
+        "shop.plain",
+    ),
+    case(
+        "privilege_without_policy",
+        "CREATE TABLE shop.plain (n int); ALTER TABLE shop.plain ENABLE ROW LEVEL SECURITY; GRANT SELECT, UPDATE ON shop.plain TO @app;
+         CREATE POLICY mine ON shop.plain FOR SELECT TO @app USING (n = 1); CREATE POLICY yours ON shop.plain FOR UPDATE TO @other USING (n = 1)",
+        "shop.plain",
+    ),
+    case("public_privilege", "GRANT SELECT ON shop.orders TO PUBLIC", "shop.orders"),
+    case("public_privilege", "GRANT UPDATE (note) ON shop.orders TO PUBLIC", "shop.orders"),
     case("permissive_policy", "CREATE POLICY mine ON shop.orders FOR SELECT USING (true)", "shop.orders"),
     // A table that a role of the registry attached while the extension's triggers were not there.
     case(
@@ -54,6 +92,7 @@ pub const CASES: &[Case] = &[
     case("partition_unprotected", "CREATE TABLE shop.parent (tenant_id uuid); ALTER TABLE shop.free INHERIT shop.parent", "shop.free"),
     case("table_unprotected", "CREATE TABLE shop.more (tenant_id uuid NOT NULL)", "shop.more"),
     case("table_unprotected", "CREATE TABLE shop.more (tenant_id bigint NOT NULL); GRANT SELECT ON shop.more TO @app", "shop.more"),
+    case("table_unprotected", "CREATE TABLE shop.more (tenant_id text NOT NULL)", "shop.more"),
     case(
         "table_unprotected",
         "CREATE TABLE shop.a (org uuid NOT NULL); SELECT tenant_protect('shop.a', 'org');
@@ -182,6 +221,7 @@ pub const CASES: &[Case] = &[
         "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (random() < 2)",
         "shop.orders",
     ),
+    case("volatile_policy", "CREATE TABLE shop.plain (n int); CREATE POLICY mine ON shop.plain USING (n > random())", "shop.plain"),
     case(
         "immutable_policy",
         "CREATE FUNCTION shop.who() RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT current_setting('app.who', true) $$;
@@ -201,6 +241,7 @@ pub const CASES: &[Case] = &[
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     case("parameter_grant", "GRANT SET ON PARAMETER event_triggers TO @app", "event_triggers"),
     case("tenant_in_catalog", "CREATE SCHEMA acme_inc", "acme_inc"),
+    case("tenant_in_catalog", "CREATE POLICY mine ON shop.orders AS RESTRICTIVE USING (tenant_id = '@tenant')", "mine on shop.orders"),
     case("tenant_in_catalog", "COMMENT ON COLUMN shop.orders.note IS 'for @tenant only'", "shop.orders.note"),
     case("tenant_in_catalog", "COMMENT ON ROLE @app IS 'Acme, Inc'", "@app"),
     case("tenant_in_catalog", "CREATE TABLE shop.\"orders_@tenant\" (n int)", "shop.\"orders_@tenant\""),
@@ -216,7 +257,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The database before it is broken: with a table more, whose tenant column is no part of a key.
-fn before() -> Db {
+pub(super) fn before() -> Db {
     let db = sound();
     db.role(&db.role_name("other"), "LOGIN");
     db.admin().run("CREATE TABLE shop.free (tenant_id uuid, n int); SELECT tenant_protect('shop.free')");
@@ -234,17 +275,24 @@ fn each_fix_repairs_what_was_found() {
     });
 }
 
+/// The text of a case for a database.
+pub(super) fn fill(db: &Db, text: &str) -> String {
+    text.replace("@app", &db.app())
+        .replace("@owner", &db.role_name("owner"))
+        .replace("@other", &db.role_name("other"))
+        .replace("@db", db.name())
+        .replace("@tenant", A)
+}
+
+/// Roles outlive the database, and would be found by the others.
+pub(super) fn restore_roles(db: &Db) {
+    db.admin().run(&fill(db, "ALTER ROLE @app NOSUPERUSER NOBYPASSRLS; ALTER ROLE @other NOBYPASSRLS"));
+}
+
 fn check(case: &Case) {
     let db = before();
-    let fill = |text: &str| {
-        text.replace("@app", &db.app())
-            .replace("@owner", &db.role_name("owner"))
-            .replace("@other", &db.role_name("other"))
-            .replace("@db", db.name())
-            .replace("@tenant", A)
-    };
     let mut admin = db.admin();
-    let (broken, object) = (fill(case.broken), fill(case.object));
+    let (broken, object) = (fill(&db, case.broken), fill(&db, case.object));
     let found = |admin: &mut postgres::Client| -> Vec<String> {
         findings(admin, case.code).into_iter().filter(|(of, _)| *of == object).map(|(_, fix)| fix).collect()
     };
@@ -258,6 +306,5 @@ fn check(case: &Case) {
         }
     }
     assert_eq!(found(&mut admin), [""; 0], "{} stays after its fix", case.code);
-    // Roles outlive the database, and would be found by the others.
-    admin.run(&fill("ALTER ROLE @app NOSUPERUSER NOBYPASSRLS; ALTER ROLE @other NOBYPASSRLS"));
+    restore_roles(&db);
 }

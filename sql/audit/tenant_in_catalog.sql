@@ -21,6 +21,9 @@ FROM (
     FROM pg_class AS c
     WHERE c.relkind IN ('r', 'p') AND NOT tenant_rls.audit_of_system(c.relnamespace)
     UNION ALL
+    SELECT l.object, 'the condition of the policy', concat_ws(' ', l.using_clause, l.check_clause), l.remove
+    FROM tenant_rls.audit_policies() AS l
+    UNION ALL
     SELECT i.identity, 'the comment on ' || i.type, d.description, format('COMMENT ON %s %s IS NULL', k.kind, i.identity)
     FROM pg_description AS d
     CROSS JOIN LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) AS i
