@@ -1,13 +1,43 @@
 //! Reservations: units that are held, settled, given back, and free again when their time is over.
 
+use std::ops::Deref;
+use std::sync::Mutex;
 use std::thread;
 
 use postgres::Client;
 use serde_json::{Value, json};
 
 use super::concurrent::{CONNECTIONS, in_parallel};
-use super::{VERDICT, app, fields, limited};
+use super::{VERDICT, fields, limited};
 use crate::harness::{A, B, Db, Session, answer, recorded, refuses, report, waiting};
+
+/// A database in which no worker ends what has expired: who counts on what is still held must not race with it.
+struct Undisturbed {
+    db: Db,
+    _blocker: Mutex<Client>,
+}
+
+impl Deref for Undisturbed {
+    type Target = Db;
+
+    fn deref(&self) -> &Db {
+        &self.db
+    }
+}
+
+fn undisturbed() -> Undisturbed {
+    let db = limited();
+    let mut blocker = db.admin();
+    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases");
+    Undisturbed { db, _blocker: Mutex::new(blocker) }
+}
+
+/// Such a database, and a session of its application for tenant A.
+fn app() -> (Undisturbed, Client) {
+    let db = undisturbed();
+    let client = db.connect_as(&db.app(), A);
+    (db, client)
+}
 
 /// Holds units for an hour. The id of the reservation.
 #[track_caller]
@@ -290,9 +320,6 @@ fn a_rollback_undoes_every_step() {
         assert_eq!(fields(&check, &["used", "held"]), json!([4, 4]), "{call}");
     }
     app.run("COMMIT");
-    // The worker is kept away.
-    let mut blocker = db.admin();
-    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases IN ACCESS EXCLUSIVE MODE");
     pass(&db);
     app.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 10); ROLLBACK");
     assert_eq!((state(&db, &held), recorded(&mut db.admin(), A, "calls")), ("held".into(), 4));
@@ -415,7 +442,7 @@ fn only_writers_reserve_and_end() {
 #[test]
 fn sixteen_sessions_end_one_reservation() {
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
-        let db = limited();
+        let db = undisturbed();
         let held = reserve(&mut db.connect_as(&db.app(), A), "calls", 4);
         let ended = in_parallel(&db, CONNECTIONS, |client, random| {
             // The first statement takes the snapshot, so that others can be in between.
@@ -444,7 +471,7 @@ fn sixteen_sessions_end_one_reservation() {
 fn an_undecided_end_is_waited_for() {
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         for (end, outcome) in [("COMMIT", None), ("ROLLBACK", Some("ok"))] {
-            let db = limited();
+            let db = undisturbed();
             let mut first = db.connect_as(&db.app(), A);
             let held = reserve(&mut first, "calls", 4);
             first.run(&format!("BEGIN; SELECT * FROM {}", cancel(&held)));
@@ -469,7 +496,7 @@ fn an_undecided_end_is_waited_for() {
 /// Sixteen sessions reserve, settle, cancel and let go, at random: never above the limit, and what is left adds up.
 #[test]
 fn random_reservations_add_up() {
-    let db = limited();
+    let db = undisturbed();
     db.admin().run("SELECT tenant_plan_limit_set('free', 'calls', 1000)");
     let settled = in_parallel(&db, CONNECTIONS, |client, random| {
         let mut settled = 0;
@@ -506,7 +533,7 @@ fn random_reservations_add_up() {
 /// Two sessions at the limit ask for the units of one expired reservation: one gets them.
 #[test]
 fn expired_units_are_taken_once() {
-    let db = limited();
+    let db = undisturbed();
     let mut first = db.connect_as(&db.app(), A);
     reserve(&mut first, "calls", 10);
     pass(&db);
