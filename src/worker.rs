@@ -236,9 +236,7 @@ fn work(database: &'static Database) {
         let now = clock::now();
         // Leases behind a fence are given back when it has opened.
         let leases = lease::to_end(false).1;
-        let due_at =
-            if leases > 0 { None } else { Some(in_transaction(quota::next_due).unwrap_or(i64::MAX)) };
-        let due_at = due_at.unwrap_or(now);
+        let due_at = if leases > 0 { now } else { in_transaction(quota::next_due).unwrap_or(i64::MAX) };
         database.due_at.store(due_at.clamp(now + DUE.0, now + DUE.1), Ordering::SeqCst);
     } else {
         // The server stops: what is not used goes back.

@@ -251,9 +251,7 @@ pub fn fold_leftovers() -> Result<()> {
 /// Refuses what would leave shared memory behind what a prepared transaction holds.
 pub fn cannot_prepare() -> Error {
     Error::Unsupported {
-        what:
-            "cannot PREPARE a transaction that has used a quota in mode escrow, or changed tenant_rls.usage"
-                .into(),
+        what: "cannot PREPARE a transaction that has changed units which shared memory counts".into(),
         detail: "Units that wait for COMMIT PREPARED cannot be counted in shared memory.".into(),
         hint: "Use mode strict for the limits that such transactions use.",
     }
