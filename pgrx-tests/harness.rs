@@ -332,7 +332,7 @@ pub fn waiting(client: &mut Client, sessions: u32) {
         client,
         &format!(
             "SELECT count(*) = {sessions} FROM pg_stat_activity
-             WHERE datname = current_database() AND wait_event_type = 'Lock'"
+             WHERE datname = current_database() AND wait_event_type = 'Lock' AND backend_type = 'client backend'"
         ),
     );
 }

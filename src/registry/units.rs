@@ -193,20 +193,23 @@ pub fn ledger_has_rows() -> Result<bool> {
 pub fn keep_tables() -> bool {
     super::accept_invalidations();
     let Some(catalog) = catalog() else { return false };
-    let tables = [
+    let read = [
         catalog.tenants,
         catalog.resources,
         catalog.plan_limits,
         catalog.overrides,
         catalog.billing_changes,
         catalog.attachments,
-        catalog.usage,
-        catalog.ledger,
         catalog.leases,
     ];
-    // SAFETY: a lock of the transaction; a table that is gone by then is found out by the server's own check.
-    let keep = |table| unsafe { pg_sys::ConditionalLockRelationOid(table, pg_sys::AccessShareLock as i32) };
-    tables.into_iter().all(|table| table != pg_sys::InvalidOid && keep(table)) && super::installed()
+    // Those that a gauge that is being attached keeps from writers.
+    let written = [catalog.usage, catalog.ledger];
+    let keep = |tables: &[pg_sys::Oid], mode: u32| {
+        // SAFETY: a lock of the transaction; a table that is gone by then is found out by the server's own check.
+        let keep = |table| unsafe { pg_sys::ConditionalLockRelationOid(table, mode as i32) };
+        tables.iter().all(|table| *table != pg_sys::InvalidOid && keep(*table))
+    };
+    keep(&read, pg_sys::AccessShareLock) && keep(&written, pg_sys::RowExclusiveLock) && super::installed()
 }
 
 /// Whether units are being written by us, who keep shared memory in step.
