@@ -304,12 +304,13 @@ fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
         let demand = Demand { used, granted, asked: entry.asked.load(SeqCst), rate: rate as i64 };
         let units = chunk(&demand, limit);
         // What is at hand then is what a crash would strand, and what tells when to ask again.
-        entry.chunk.store(granted + units - used, SeqCst);
-        if units == 0 {
+        let at_hand = granted + units - used;
+        let before = entry.chunk.swap(at_hand, SeqCst);
+        if units == 0 && at_hand <= before {
             entry.asked.store(0, SeqCst);
             return None;
         }
-        Some((units, granted + units - used, entry.resets_at.load(SeqCst)))
+        Some((units, at_hand, entry.resets_at.load(SeqCst)))
     });
     if let Some((units, at_hand, resets_at)) = change.flatten() {
         // Nothing to give back, but nothing is at stake any more: that is written down.
@@ -441,7 +442,10 @@ pub fn to_end(everything: bool) -> (Vec<shmem::Key>, usize) {
             if everything {
                 entry.returning.store(true, SeqCst);
             }
-            if everything || idle || entry.returning.load(SeqCst) || entry.asked.load(SeqCst) > 0 {
+            // A call that failed as a whole has given back what the tables do not say is at stake.
+            let has_more = entry.granted.load(SeqCst) - entry.sup.load(SeqCst) > entry.chunk.load(SeqCst);
+            if everything || idle || has_more || entry.returning.load(SeqCst) || entry.asked.load(SeqCst) > 0
+            {
                 keys.push(*entry.key());
             }
         }
