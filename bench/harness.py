@@ -161,9 +161,13 @@ class Session:
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def private_bytes(self):
-        """Memory that belongs to the server process alone: neither files nor shared buffers."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"^RssAnon:\s*(\d+) kB", status, re.M)[1]) * 1024
+        return private_bytes(self.pid)
+
+
+def private_bytes(pid):
+    """Memory that belongs to a process of the server alone: neither files nor shared buffers."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"^RssAnon:\s*(\d+) kB", status, re.M)[1]) * 1024
 
 
 @dataclass

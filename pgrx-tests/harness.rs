@@ -1,6 +1,6 @@
 //! The server, databases, roles and connections of the tests.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use postgres::error::{DbError, SqlState};
@@ -323,6 +323,15 @@ pub fn eventually(client: &mut Client, sql: &str) {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     panic!("{sql}\nwas never true");
+}
+
+/// Lets threads that look at the flag end when it is dropped, also when their test has panicked.
+pub struct Stops<'a>(pub &'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Waits until that many sessions of the database wait for a lock.

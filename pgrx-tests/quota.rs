@@ -40,6 +40,13 @@ fn app() -> (Db, Client) {
     (db, client)
 }
 
+/// Keeps the worker of a database away, until the session that this answers with ends.
+fn without_worker(db: &Db) -> Client {
+    let mut blocker = db.admin();
+    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases");
+    blocker
+}
+
 /// Fields of an answer, in the order asked for.
 fn fields(answer: &Value, names: &[&str]) -> Value {
     names.iter().map(|name| answer[name].clone()).collect()

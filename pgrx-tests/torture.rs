@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use postgres::Client;
 
 use crate::cluster::{Cluster, kill, try_connect};
-use crate::harness::{A, B, Session, describe};
+use crate::harness::{A, B, Session, Stops, describe};
 use crate::quota::concurrent::Random;
 use client::Log;
 
@@ -485,15 +485,6 @@ impl Torture {
             self.began.elapsed().as_secs(),
             self.seed
         )
-    }
-}
-
-/// Lets the clients end, also when the operator has panicked.
-struct Stops<'a>(&'a AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -132,6 +132,15 @@ SELECT regexp_replace(audit_words.clause, $re$'(?:[^']|'')*'|"(?:[^"]|"")*"$re$,
 $$;
 COMMENT ON FUNCTION tenant_rls.audit_words(text) IS 'for tenant_audit: a condition without its literals and quoted names';
 
+-- Privileges on a relation, and on columns of it.
+CREATE FUNCTION tenant_rls.audit_privileges(relation oid) RETURNS TABLE (grantee oid, privilege_type text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+SELECT e.grantee, e.privilege_type FROM pg_class AS c, aclexplode(c.relacl) AS e WHERE c.oid = audit_privileges.relation
+UNION
+SELECT e.grantee, e.privilege_type FROM pg_attribute AS a, aclexplode(a.attacl) AS e WHERE a.attrelid = audit_privileges.relation
+$$;
+COMMENT ON FUNCTION tenant_rls.audit_privileges(oid) IS 'for tenant_audit: privileges on a relation, and on columns of it';
+
 CREATE FUNCTION tenant_rls.audit_role(role oid) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 SELECT CASE audit_role.role WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(audit_role.role)) END

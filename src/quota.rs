@@ -256,7 +256,7 @@ fn take_transactional(
     check_transactional(key)?;
     let answer = take(key, amount)?;
     if key.is_leased() {
-        drop(Leased::of(key, answer.verdict.granted));
+        Leased::default().note(key, answer.verdict.granted);
         return Err(not_transactional(key));
     }
     Ok(answer)
@@ -264,11 +264,17 @@ fn take_transactional(
 
 /// A writer of usage: not in a read-only transaction, not on a standby, not in a parallel query, not behind a fence.
 fn check_writer(tenant: &Tenant) -> Result<()> {
+    // Every call asks; the guard of pgrx's declaration would cost more than the look.
+    unsafe extern "C-unwind" {
+        fn IsInParallelMode() -> bool;
+    }
     // SAFETY: raises 25006 in a read-only transaction, which a standby's always are, and 25000 in a parallel query: what
     // a function has done that wrongly says it is PARALLEL SAFE would be written by nobody.
     unsafe {
         pg_sys::PreventCommandIfReadOnly(c"changing a quota".as_ptr());
-        pg_sys::PreventCommandIfParallelMode(c"changing a quota".as_ptr());
+        if IsInParallelMode() {
+            pg_sys::PreventCommandIfParallelMode(c"changing a quota".as_ptr());
+        }
     }
     if tenant.status == Status::Fenced {
         return Err(Error::Fenced(tenant.id));
@@ -470,7 +476,7 @@ fn take_all(amounts: &BTreeMap<String, i64>, is_stored: bool) -> Result<Vec<Answ
     for (key, amount) in &mut keys {
         answers.push(take_or_raise(key, *amount)?);
         if key.is_leased() {
-            leased.0.extend(Leased::of(key, *amount).take());
+            leased.note(key, *amount);
             if is_stored {
                 return Err(not_transactional(key));
             }
@@ -485,17 +491,12 @@ fn take_all(amounts: &BTreeMap<String, i64>, is_stored: bool) -> Result<Vec<Answ
 struct Leased(Vec<(shmem::Key, i64)>);
 
 impl Leased {
-    fn of(key: &Key, units: i64) -> Leased {
-        Leased(escrow::name_of(key).zip(Some(units)).into_iter().collect())
+    fn note(&mut self, key: &Key, units: i64) {
+        self.0.extend(escrow::name_of(key).zip(Some(units)));
     }
 
-    /// What it has, which is the caller's from then on.
-    fn take(mut self) -> Vec<(shmem::Key, i64)> {
-        std::mem::take(&mut self.0)
-    }
-
-    fn keep(self) {
-        self.take();
+    fn keep(mut self) {
+        self.0.clear();
     }
 }
 

@@ -1,5 +1,6 @@
 //! Mode escrow: exact, and nobody waits.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,9 +8,9 @@ use postgres::Client;
 use serde_json::json;
 
 use super::concurrent::{CONNECTIONS, in_parallel, transaction, usage};
-use super::{VERDICT, fields};
+use super::{VERDICT, fields, without_worker};
 use crate::cluster::Cluster;
-use crate::harness::{A, B, Db, Session, answer, eventually, recorded, waiting};
+use crate::harness::{A, B, Db, Session, Stops, answer, eventually, recorded, waiting};
 
 const INVARIANTS: &str = "SELECT count(*) FROM tenant_quota_invariants";
 
@@ -225,12 +226,10 @@ fn units_changed_by_hand_are_looked_up_again() {
 #[test]
 fn what_commits_during_a_look_counts() {
     let (db, mut app) = app();
-    let (mut admin, mut blocker) = (db.admin(), db.admin());
+    let (mut admin, mut blocker) = (db.admin(), without_worker(&db));
     let (mut writer, mut looking) = (session(&db), db.connect_as(&db.app(), A));
     // It has looked once before: then it locks after it has taken its snapshot.
     looking.run("SELECT * FROM tenant_quota_consume('seats')");
-    // No worker folds.
-    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases IN ACCESS EXCLUSIVE MODE");
     app.run("SELECT * FROM tenant_quota_consume('calls')");
     writer.run("BEGIN; SELECT * FROM tenant_quota_consume('calls', 5)");
     admin.run("UPDATE tenant_rls.usage SET used = used WHERE false");
@@ -307,9 +306,7 @@ fn a_hold_is_not_released() {
 fn a_sweep_waits_for_nobody() {
     let (db, mut app) = app();
     let (mut admin, mut other) = (db.admin(), session(&db));
-    // The worker is kept away.
-    let mut blocker = db.admin();
-    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases IN ACCESS EXCLUSIVE MODE");
+    let _blocker = without_worker(&db);
     app.run("SELECT * FROM tenant_quota_reserve('seats', 5, '1 ms')");
     other.run("BEGIN; SELECT * FROM tenant_quota_consume('seats')");
     assert_eq!(admin.one::<i64>("SELECT tenant_rls.quota_sweep(100)"), 0);
@@ -371,11 +368,12 @@ fn a_fold_of_many_tenants_holds_few_locks() {
     let mut admin = db.admin();
     admin.run(&format!("SELECT count(tenant_create()) FROM generate_series(1, {TENANTS})"));
     let mut watcher = db.admin();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let most = thread::scope(|scope| {
+        let stops = Stops(&stop);
         let watch = scope.spawn(|| {
             let mut most = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let held = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
                             WHERE backend_type = 'tenant_rls worker' AND datname = current_database() AND locktype = 'advisory'";
                 most = most.max(watcher.one::<i64>(held));
@@ -390,7 +388,7 @@ fn a_fold_of_many_tenants_holds_few_locks() {
             &mut admin,
             &format!("SELECT count(DISTINCT tenant_id) >= {TENANTS} FROM tenant_rls.quota_events"),
         );
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(stops);
         watch.join().expect("the watcher ends")
     });
     // A fence for each tenant of a batch with an event to tell, and the lock of the ledger.

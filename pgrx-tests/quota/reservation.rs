@@ -8,7 +8,7 @@ use postgres::Client;
 use serde_json::{Value, json};
 
 use super::concurrent::{CONNECTIONS, in_parallel};
-use super::{VERDICT, fields, limited};
+use super::{VERDICT, fields, limited, without_worker};
 use crate::harness::{A, B, Db, Session, answer, recorded, refuses, report, waiting};
 
 /// A database in which no worker ends what has expired: who counts on what is still held must not race with it.
@@ -27,9 +27,8 @@ impl Deref for Undisturbed {
 
 fn undisturbed() -> Undisturbed {
     let db = limited();
-    let mut blocker = db.admin();
-    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases");
-    Undisturbed { db, _blocker: Mutex::new(blocker) }
+    let blocker = without_worker(&db).into();
+    Undisturbed { db, _blocker: blocker }
 }
 
 /// Such a database, and a session of its application for tenant A.

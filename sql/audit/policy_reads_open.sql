@@ -11,11 +11,7 @@ SELECT DISTINCT
 FROM tenant_rls.audit_policies() AS l
 JOIN pg_depend AS d ON d.classid = 'pg_policy'::regclass AND d.objid = l.oid AND d.refclassid = 'pg_class'::regclass
 JOIN pg_class AS c ON c.oid = d.refobjid AND c.relkind IN ('r', 'p') AND NOT c.relrowsecurity
-CROSS JOIN LATERAL (
-    SELECT e.grantee, e.privilege_type FROM aclexplode(c.relacl) AS e
-    UNION
-    SELECT e.grantee, e.privilege_type FROM pg_attribute AS a, aclexplode(a.attacl) AS e WHERE a.attrelid = c.oid
-) AS x
+CROSS JOIN LATERAL tenant_rls.audit_privileges(c.oid) AS x
 WHERE c.oid <> l.relation
 AND NOT tenant_rls.audit_of_system(c.relnamespace)
 AND x.grantee <> c.relowner

@@ -9,11 +9,7 @@ SELECT
     format('PUBLIC has %s: every role has, also one that is made tomorrow', string_agg(x.privilege_type, ', ' ORDER BY x.privilege_type)),
     format('REVOKE %s ON %s FROM PUBLIC', string_agg(x.privilege_type, ', ' ORDER BY x.privilege_type), t.name)
 FROM tenant_rls.audit_tables() AS t
-CROSS JOIN LATERAL (
-    SELECT e.grantee, e.privilege_type FROM pg_class AS c, aclexplode(c.relacl) AS e WHERE c.oid = t.relation
-    UNION
-    SELECT e.grantee, e.privilege_type FROM pg_attribute AS a, aclexplode(a.attacl) AS e WHERE a.attrelid = t.relation
-) AS x
+CROSS JOIN LATERAL tenant_rls.audit_privileges(t.relation) AS x
 WHERE x.grantee = 0
 AND x.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
 GROUP BY t.name;

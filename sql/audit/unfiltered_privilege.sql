@@ -9,11 +9,7 @@ SELECT
     format('%s has %s, which is not subject to the policies', tenant_rls.audit_role(x.grantee), x.privilege_type),
     format('REVOKE %s ON %s FROM %s CASCADE', x.privilege_type, t.name, tenant_rls.audit_role(x.grantee))
 FROM tenant_rls.audit_tables() AS t
-CROSS JOIN LATERAL (
-    SELECT e.grantee, e.privilege_type FROM pg_class AS c, aclexplode(c.relacl) AS e WHERE c.oid = t.relation
-    UNION
-    SELECT e.grantee, e.privilege_type FROM pg_attribute AS a, aclexplode(a.attacl) AS e WHERE a.attrelid = t.relation
-) AS x
+CROSS JOIN LATERAL tenant_rls.audit_privileges(t.relation) AS x
 WHERE x.grantee <> t.owner
 AND x.privilege_type IN ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN');
 $$;

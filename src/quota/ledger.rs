@@ -229,7 +229,7 @@ pub fn fold() -> Result<Vec<Folded>> {
 pub fn settle(folded: &[Folded]) {
     for key in folded {
         if let Some(name) = key.name() {
-            shmem::change(&name, |entry| {
+            shmem::look(&name, |entry| {
                 if Some(entry.generation()) == key.generation {
                     entry.unfolded.fetch_sub(key.rows, SeqCst);
                 }
