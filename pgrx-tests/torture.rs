@@ -445,12 +445,14 @@ impl Torture {
         let rest = if settled { rest } else { "true" };
         let sql = format!("SELECT NOT EXISTS (SELECT FROM tenant_quota_invariants) AND {rest}");
         if !is_soon(&mut admin, &sql) {
-            let findings =
-                "SELECT coalesce(string_agg(i::text, ' '), 'none') FROM tenant_quota_invariants AS i";
-            return Err(format!(
-                "the workers do not come to rest; findings: {}",
-                admin.one::<String>(findings)
-            ));
+            let state = "SELECT concat_ws('; ',
+                 (SELECT 'findings: ' || string_agg(i::text, ' ') FROM tenant_quota_invariants AS i),
+                 (SELECT 'rows in the ledger: ' || count(*) FROM tenant_rls.ledger),
+                 (SELECT 'at stake: ' || string_agg(l::text, ' ') FROM tenant_leases AS l WHERE at_stake <> 0),
+                 (SELECT 'status: ' || s FROM tenant_worker_status() AS s),
+                 (SELECT 'processes: ' || string_agg(concat_ws(' ', backend_type, state, wait_event), ', ')
+                  FROM pg_stat_activity WHERE backend_type LIKE 'tenant_rls%'))";
+            return Err(format!("the workers do not come to rest; {}", admin.one::<String>(state)));
         }
         if settled {
             for key in Key::all() {

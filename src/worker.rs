@@ -169,6 +169,8 @@ fn note_failure(error: &pg_sys::panic::CaughtError) {
     let (PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. }) = error;
     if let Some(database) = shmem::database() {
         let retry_at = database.retry_at.load(Ordering::Relaxed);
+        // What it was about to do is still to be done.
+        database.busy.store(true, Ordering::SeqCst);
         database.note_failure(report.message(), clock::now(), retry_at);
     }
 }
@@ -239,8 +241,9 @@ fn work(database: &'static Database) {
         let due_at = if leases > 0 { now } else { in_transaction(quota::next_due).unwrap_or(i64::MAX) };
         database.due_at.store(due_at.clamp(now + DUE.0, now + DUE.1), Ordering::SeqCst);
     } else {
-        // The server stops: what is not used goes back.
+        // The server stops: what is not used goes back. If it is only this worker that is stopped, another one folds that.
         while extend(database, lease::to_end(true).0).0 > 0 {}
+        database.busy.store(true, Ordering::SeqCst);
     }
 }
 

@@ -6,7 +6,7 @@ use postgres::Client;
 use serde_json::{Value, json};
 
 use super::concurrent::{CONNECTIONS, in_parallel};
-use super::{app, fields, limited};
+use super::{app, fields, limited, without_worker};
 use crate::harness::{A, B, Db, Session, answer, recorded, refuses, waiting};
 
 /// The keys that are stored for a tenant; for superusers.
@@ -245,6 +245,7 @@ fn a_replay_is_for_those_who_may_write() {
 #[test]
 fn old_answers_are_swept_up() {
     let (db, mut app) = app();
+    let _blocker = without_worker(&db);
     app.run("SELECT tenant_quota_consume('calls', 1, k) FROM unnest(ARRAY['a', 'b', 'c']) AS k");
     db.connect_as(&db.app(), B).run("SELECT * FROM tenant_quota_consume('calls', 1, 'b')");
     let mut admin = db.admin();

@@ -262,6 +262,17 @@ fn a_used_up_lease_strands_nothing() {
     eventually(&mut client, "SELECT count(*) = 0 FROM tenant_leases");
 }
 
+/// What a worker that somebody ends has given back is folded by another one, without anybody calling.
+#[test]
+fn an_ended_worker_leaves_nothing_undone() {
+    let (_cluster, mut client) = cluster();
+    client.run(USE);
+    let end = "SELECT bool_or(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE backend_type = 'tenant_rls worker'";
+    assert!(client.one::<bool>(end));
+    eventually(&mut client, "SELECT count(*) = 0 FROM tenant_rls.ledger");
+    assert_eq!(client.one::<i64>("SELECT used FROM tenant_rls.usage"), 5000);
+}
+
 /// A launcher that somebody ends is started again.
 #[test]
 fn an_ended_launcher_comes_back() {
