@@ -55,6 +55,9 @@ as_server() {
     fi
 }
 
+# Asks again too.
+apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::Retries=5 "$@"; }
+
 as_root() {
     if is_root; then
         "$@"
@@ -91,6 +94,9 @@ pg_bin() { # MAJOR [run|upgrade]
 pg_config() { # MAJOR [run|upgrade]
     if own_pg_config "$1"; then echo "$PG_CONFIG"; else echo "$(pg_bin "$@")/pg_config"; fi
 }
+
+# Registries have bad minutes: each tool asks again for longer than it would by itself.
+export CARGO_NET_RETRY=10 PIP_RETRIES=10 npm_config_fetch_retries=6
 
 # Points cargo at a major. One PGRX_HOME each: pgrx builds its bindings anew whenever the file in there changes.
 pgrx_env() { # MAJOR

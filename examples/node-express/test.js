@@ -53,7 +53,11 @@ function unruly(app) {
   app.use((error, req, res, next) => (error.answer ? res.status(500).json(error.answer) : next(error)));
 }
 
-const listen = (app) => new Promise((resolve) => { const it = app.listen(0, '127.0.0.1', () => resolve(it)); });
+const listen = (app) => new Promise((resolve) => {
+  const it = app.listen(0, '127.0.0.1', () => resolve(it));
+  // One that closes an idle connection just when it is used again would fail a test on a busy machine.
+  it.keepAliveTimeout = 120_000;
+});
 const url = (path, to = server) => `http://127.0.0.1:${to.address().port}${path}`;
 
 before(async () => {
