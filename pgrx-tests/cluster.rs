@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -165,9 +166,17 @@ pub fn kill(pid: &str) -> bool {
     command("kill").args(["-9", pid]).output().expect("kill").status.success()
 }
 
-/// A port on which nobody listens.
+/// A port on which nobody listens, and that no client is given, neither now nor while a server of it is down: below 32768,
+/// where Linux begins with those. No two tests have the same.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a port").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16 % 8000;
+    loop {
+        let port = 20000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 8000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// The directory with the programs of the test server.

@@ -68,15 +68,15 @@ WHERE state OPERATOR(pg_catalog.=) 'held';
 CREATE INDEX reservations_due_idx ON tenant_rls.reservations (expires_at) WHERE state OPERATOR(pg_catalog.=) 'held';
 CREATE INDEX reservations_ended_idx ON tenant_rls.reservations (expires_at) WHERE state OPERATOR(pg_catalog.<>) 'held';
 
--- Closed periods: written once, so pages are full.
+-- Closed periods: written once, so pages are full. What comes back afterwards is subtracted: an INSERT that ends as an UPDATE
+-- begins below zero, which a check would refuse.
 CREATE TABLE tenant_rls.usage_history (
     tenant_id uuid NOT NULL,
     resource text COLLATE pg_catalog."C" NOT NULL,
     period_start timestamp with time zone NOT NULL,
     resets_at timestamp with time zone NOT NULL,
     used bigint NOT NULL,
-    CONSTRAINT usage_history_pkey PRIMARY KEY (tenant_id, resource, period_start),
-    CONSTRAINT usage_history_used_check CHECK (used OPERATOR(pg_catalog.>=) 0)
+    CONSTRAINT usage_history_pkey PRIMARY KEY (tenant_id, resource, period_start)
 ) WITH (fillfactor = 100);
 
 CREATE TABLE tenant_rls.quota_events (

@@ -257,7 +257,13 @@ fn settled_counter(entry: &shmem::Entry) -> Option<Counter> {
 /// Keys whose units shared memory and the tables know differently, and units below zero. Looks at a key again that was used
 /// meanwhile: a disagreement counts only of one that was not.
 fn counters(findings: &mut Vec<Finding>) -> Result<()> {
-    let sql = "SELECT u.tenant_id, u.resource, u.period_start, u.used FROM tenant_rls.units AS u";
+    // What comes back of a period that is over is below zero by itself, until it is closed again.
+    let sql = "SELECT u.tenant_id, u.resource, u.period_start, u.used, \
+                 CASE WHEN u.used OPERATOR(pg_catalog.<) 0 THEN coalesce(( \
+                    SELECT h.used FROM tenant_rls.usage_history AS h WHERE h.tenant_id OPERATOR(pg_catalog.=) u.tenant_id \
+                    AND h.resource OPERATOR(pg_catalog.=) u.resource \
+                    AND h.period_start OPERATOR(pg_catalog.=) u.period_start), 0) ELSE 0 END \
+               FROM tenant_rls.units AS u";
     let counters = settled_counters();
     let mut recorded = HashMap::new();
     as_owner(|| {
@@ -265,9 +271,10 @@ fn counters(findings: &mut Vec<Finding>) -> Result<()> {
             if let (Some(id), Some(resource), Some(start), Some(used)) =
                 (row.get::<Uuid>(1), row.get::<String>(2), row.get::<i64>(3), row.get::<i64>(4))
             {
-                if used < 0 {
+                let total = used + row.get::<i64>(5).unwrap_or_default();
+                if total < 0 {
                     let finding = "units below zero";
-                    findings.push((Some(id), Some(resource.clone()), finding, Some(0), Some(used)));
+                    findings.push((Some(id), Some(resource.clone()), finding, Some(0), Some(total)));
                 }
                 recorded.insert((*id.as_bytes(), resource, start), used);
             }

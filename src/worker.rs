@@ -5,6 +5,7 @@
 //! nothing to do for a moment, so that it stands in nobody's way who drops or copies the database. An error of its own
 //! ends it; it is started again after a pause, which grows.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTi
 use pgrx::prelude::*;
 use pgrx::{PgTryBuilder, pg_sys};
 
+use crate::backend::Backend;
 use crate::clock;
 use crate::error::Result;
 use crate::gucs;
@@ -29,7 +31,7 @@ const IDLE_ROUNDS: u32 = 1;
 /// How often the launcher looks which databases there are, in microseconds.
 const DATABASES: i64 = 60_000_000;
 /// Rows that one transaction moves or removes at most.
-const BATCH: i64 = 10_000;
+const BATCH: i64 = 1000;
 /// The shortest and the longest time until a worker looks again for what falls due, in microseconds.
 const DUE: (i64, i64) = (10_000_000, 3_600_000_000);
 /// The longest pause after failures, in microseconds.
@@ -137,7 +139,11 @@ fn launch(database: &Database, now: i64) {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn tenant_rls_worker(argument: pg_sys::Datum) {
     let oid = pg_sys::Oid::from(argument.value() as u32);
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // What would cancel a query only wakes it: a commit that no longer waits for its standby is not to be handed out.
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGINT);
+    // SAFETY: a handler for this process.
+    unsafe { pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(note_sigterm)) };
+    watch_commits();
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
     let Some(database) = shmem::database() else { return };
     if !database.begin_work(clock::now()) {
@@ -163,10 +169,41 @@ pub extern "C-unwind" fn tenant_rls_worker(argument: pg_sys::Datum) {
         .execute();
 }
 
+/// SIGTERM wakes the worker, which gives back what it holds and goes; it is noted where a commit looks that waits for a
+/// standby. Interrupts are not pending by it: they would end the worker at once.
+unsafe extern "C-unwind" fn note_sigterm(_signal: i32) {
+    // SAFETY: what the server's own handler does; both may be done in one.
+    unsafe {
+        std::ptr::write_volatile(&raw mut pg_sys::ProcDiePending, 1);
+        pg_sys::SetLatch(pg_sys::MyLatch);
+    }
+}
+
+/// Whether this worker is to end.
+fn is_stopped() -> bool {
+    // SAFETY: reads a variable that a signal handler writes.
+    unsafe { std::ptr::read_volatile(&raw const pg_sys::ProcDiePending) != 0 }
+}
+
+/// Lets [`was_cut_short`] see: the server tells of such a commit by turning the output of the process off, which a worker has
+/// off from the start.
+fn watch_commits() {
+    // SAFETY: writes a variable of the process. The server asks it only whether there is a client or a terminal.
+    unsafe { pg_sys::whereToSendOutput = pg_sys::CommandDest::DestSPI };
+}
+
+/// Whether a commit of this worker has not waited for its standby because it is to end.
+fn was_cut_short() -> bool {
+    // SAFETY: reads a variable of the process.
+    unsafe { pg_sys::whereToSendOutput == pg_sys::CommandDest::DestNone }
+}
+
 /// Keeps for `tenant_worker_status()` what ends this worker.
 fn note_failure(error: &pg_sys::panic::CaughtError) {
     use pg_sys::panic::CaughtError::{ErrorReport, PostgresError, RustPanic};
     let (PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. }) = error;
+    // Nothing was committed, and on the way here what was planned was undone.
+    MOVES.set(false);
     if let Some(database) = shmem::database() {
         let retry_at = database.retry_at.load(Ordering::Relaxed);
         // What it was about to do is still to be done.
@@ -175,8 +212,15 @@ fn note_failure(error: &pg_sys::panic::CaughtError) {
     }
 }
 
+/// Whether leases are being moved: between what shared memory and what the tables say of them lies a commit.
+static MOVES: Backend<Cell<bool>> = Backend::new(Cell::new(false));
+
 unsafe extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     if let Some(database) = shmem::database() {
+        if MOVES.get() {
+            // Whether that has come to pass, the tables know.
+            database.units_changed();
+        }
         database.end_work();
     }
 }
@@ -211,12 +255,8 @@ fn work(database: &'static Database) {
     }
     let mut round_at = i64::MIN;
     let mut idle_rounds = 0;
-    // Whoever asks for the signal takes it: the wait is the only one that does.
-    let is_stopped = loop {
-        let mut did = 0;
-        if database.urgent.swap(false, Ordering::SeqCst) {
-            did += extend(database, database.take_asks()).0;
-        }
+    while !is_stopped() {
+        let mut did = serve(database);
         let now = clock::now();
         if now.saturating_sub(round_at) >= ROUND {
             round_at = now;
@@ -228,23 +268,27 @@ fn work(database: &'static Database) {
             database.worked_at.store(now, Ordering::Relaxed);
         }
         if idle_rounds > IDLE_ROUNDS {
-            break false;
+            let now = clock::now();
+            // Leases behind a fence are given back when it has opened.
+            let leases = lease::to_end(false).1;
+            let due_at = if leases > 0 { now } else { in_transaction(quota::next_due).unwrap_or(i64::MAX) };
+            database.due_at.store(due_at.clamp(now + DUE.0, now + DUE.1), Ordering::SeqCst);
+            return;
         }
-        if !BackgroundWorker::wait_latch(Some(TICK)) {
-            break true;
+        let postmaster_is_there = BackgroundWorker::wait_latch(Some(TICK));
+        if !postmaster_is_there {
+            break;
         }
-    };
-    if !is_stopped {
-        let now = clock::now();
-        // Leases behind a fence are given back when it has opened.
-        let leases = lease::to_end(false).1;
-        let due_at = if leases > 0 { now } else { in_transaction(quota::next_due).unwrap_or(i64::MAX) };
-        database.due_at.store(due_at.clamp(now + DUE.0, now + DUE.1), Ordering::SeqCst);
-    } else {
-        // The server stops: what is not used goes back. If it is only this worker that is stopped, another one folds that.
-        while extend(database, lease::to_end(true).0).0 > 0 {}
-        database.busy.store(true, Ordering::SeqCst);
     }
+    // The server stops: what is not used goes back, but for what callers lease meanwhile. If it is only this worker that is
+    // stopped, another one folds that. Once more than needed: a call that fails as a whole gives back late.
+    for _ in 0..=1 + lease::to_end(true).1 / lease::MOST_KEYS {
+        for keys in lease::to_end(true).0.chunks(quota::MOST_TENANTS as usize) {
+            extend(database, keys);
+        }
+    }
+    tell(&lease::news());
+    database.busy.store(true, Ordering::SeqCst);
 }
 
 /// A worker that has come this far works: the next one may come at once.
@@ -253,44 +297,79 @@ fn rest(database: &Database) {
     database.retry_at.store(0, Ordering::Relaxed);
 }
 
+/// Extends the leases that callers wait for. How many.
+fn serve(database: &Database) -> usize {
+    if !database.urgent.swap(false, Ordering::SeqCst) {
+        return 0;
+    }
+    let asks = database.take_asks().unwrap_or_else(|| lease::to_end(false).0);
+    asks.chunks(quota::MOST_TENANTS as usize).map(|asks| extend(database, asks).0).sum()
+}
+
 /// How many leases it has moved, and how many a fence has kept it from.
-fn extend(database: &Database, asks: Vec<shmem::Key>) -> (usize, usize) {
-    if asks.is_empty() {
+fn extend(database: &Database, asks: &[shmem::Key]) -> (usize, usize) {
+    if asks.is_empty() || was_cut_short() {
         return (0, 0);
     }
-    let moves = in_transaction(|| lease::write(&asks));
+    MOVES.set(true);
+    let moves = in_transaction(|| lease::write(asks));
+    if was_cut_short() {
+        moves.abandon();
+        return (0, 0);
+    }
     let fenced = moves.fenced;
     let moved = moves.publish();
+    MOVES.set(false);
     database.extended.fetch_add(moved as i64, Ordering::Relaxed);
     (moved, fenced)
 }
 
-/// What is done once a second. How much there was to do.
+/// Writes events of the keys.
+fn tell(keys: &[ledger::Folded]) {
+    for keys in keys.chunks(quota::MOST_TENANTS as usize) {
+        lease::told(&in_transaction(|| events::record_folded(keys)));
+    }
+}
+
+/// What is done once a second. How much there was to do. Whoever waits for a lease is served between the steps, which are
+/// short.
 fn round(database: &Database) -> usize {
     database.busy.store(false, Ordering::SeqCst);
     let (keys, leases) = lease::to_end(false);
     // Whoever holds a lease gives it back before it goes, unless a fence is in the way, which may be so for long.
-    let (moved, fenced) = extend(database, keys);
-    let mut did = moved + leases.saturating_sub(fenced);
-    loop {
+    let (mut did, mut fenced) = (0, 0);
+    for keys in keys.chunks(quota::MOST_TENANTS as usize) {
+        let (moved, left) = extend(database, keys);
+        did += moved;
+        fenced += left;
+    }
+    did += leases.saturating_sub(fenced);
+    while !is_stopped() {
         let folded = in_transaction(ledger::fold);
         ledger::settle(&folded);
-        for keys in folded.chunks(quota::MOST_TENANTS as usize) {
-            in_transaction(|| events::record_folded(keys));
-        }
+        tell(&folded);
         let rows: i64 = folded.iter().map(|key| key.rows).sum();
         database.folded.fetch_add(rows, Ordering::Relaxed);
-        did += rows as usize;
+        did += rows as usize + serve(database);
         // What comes meanwhile is for the next round.
         if rows < ledger::BATCH {
             break;
         }
     }
-    for task in [quota::sweep, usage::close_periods, lease::forget_closed] {
-        did += in_transaction(|| task(BATCH)) as usize;
-    }
-    if gucs::notify() {
-        did += in_transaction(|| events::notify(BATCH)) as usize;
+    tell(&lease::news());
+    let tasks: [fn(i64) -> Result<u64>; 4] =
+        [quota::sweep, usage::close_periods, lease::forget_closed, |batch| match gucs::notify() {
+            true => events::notify(batch),
+            false => Ok(0),
+        }];
+    for task in tasks {
+        loop {
+            let some = in_transaction(|| task(BATCH));
+            did += some as usize + serve(database);
+            if is_stopped() || some < BATCH as u64 {
+                break;
+            }
+        }
     }
     did
 }

@@ -74,6 +74,45 @@ fn a_lowered_limit_holds_at_once() {
     assert_eq!(answer(&mut app, "tenant_quota_try_consume('calls')")["reason"], "limit");
 }
 
+/// Soft and shadow limits deny nothing here either.
+#[test]
+fn soft_and_shadow_limits_never_deny() {
+    let db = leased(10);
+    let (mut admin, mut app) = (db.admin(), db.connect_as(&db.app(), A));
+    for (enforcement, used) in [("soft", 0), ("shadow", 3020)] {
+        admin.run(&format!(
+            "SELECT tenant_plan_limit_set('free', 'calls', {}, enforcement => '{enforcement}', mode => 'leased')",
+            used + 10
+        ));
+        app.run("SELECT * FROM tenant_quota_consume('calls', 10)");
+        let above = answer(&mut app, "tenant_quota_consume('calls', 10)");
+        assert_eq!(fields(&above, VERDICT), json!([true, 10, used + 20, 0, enforcement]));
+        assert_eq!(above["mode"], "leased");
+        let many = "SELECT count(*) FROM generate_series(1, 3000) AS i, tenant_quota_consume('calls', 1 + i * 0) AS c WHERE c.allowed";
+        assert_eq!(app.one::<i64>(many), 3000);
+    }
+    assert_eq!(usage(&db), 6040);
+}
+
+/// The last unit of a limit is told, whether or not the worker ever writes anything of the key again.
+#[test]
+fn a_used_up_lease_is_told() {
+    let db = leased(10);
+    let mut app = db.connect_as(&db.app(), A);
+    let mut admin = db.admin();
+    let told = "SELECT coalesce(string_agg(threshold || ' ' || used, ', ' ORDER BY threshold), '') FROM tenant_quota_events";
+    app.run("SELECT * FROM tenant_quota_consume('calls', 1)");
+    // Two units are at hand once the extension is folded, and the lease goes on.
+    app.run("SELECT count(*) FROM generate_series(1, 7) AS i, tenant_quota_consume('calls', 1 + i * 0)");
+    eventually(&mut admin, &format!("SELECT ({told}) = '80 8'"));
+    eventually(&mut admin, "SELECT count(*) = 0 FROM tenant_rls.ledger");
+    app.run("SELECT * FROM tenant_quota_consume('calls', 2)");
+    let denied =
+        format!("SELECT NOT allowed AND ({told}) = '80 8, 100 10' FROM tenant_quota_try_consume('calls')");
+    admin.run(&format!("SET client_min_messages = error; SET app.current_tenant = '{A}'"));
+    eventually(&mut admin, &denied);
+}
+
 /// All or nothing: what consume_many has leased before it is denied goes back.
 #[test]
 fn consume_many_is_all_or_nothing() {
@@ -271,6 +310,54 @@ fn an_ended_worker_leaves_nothing_undone() {
     assert!(client.one::<bool>(end));
     eventually(&mut client, "SELECT count(*) = 0 FROM tenant_rls.ledger");
     assert_eq!(client.one::<i64>("SELECT used FROM tenant_rls.usage"), 5000);
+}
+
+/// A worker whose transaction fails hands out nothing that is not written, loses nothing, and says what was wrong.
+#[test]
+fn a_failed_worker_loses_nothing() {
+    let (_cluster, mut client) = cluster();
+    client.run(USE);
+    client.run("ALTER TABLE tenant_rls.leases ADD CONSTRAINT never_over CHECK (chunk > 0) NOT VALID");
+    eventually(
+        &mut client,
+        "SELECT failed_at IS NOT NULL AND failure LIKE '%never_over%' FROM tenant_worker_status()",
+    );
+    client.run("ALTER TABLE tenant_rls.leases DROP CONSTRAINT never_over");
+    eventually(&mut client, "SELECT count(*) = 0 FROM tenant_leases");
+    assert_eq!(recorded(&mut client, A, "api_requests"), 5000);
+    assert_eq!(client.one::<i64>("SELECT used FROM tenant_quota_consume('api_requests')"), 5001);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM tenant_quota_invariants"), 0);
+}
+
+/// A worker that waits for a standby which never comes ends when it is told to, without handing out what only this server
+/// knows; who cancels its wait changes nothing.
+#[test]
+fn a_worker_does_not_wait_for_ever() {
+    let (cluster, mut client) = cluster();
+    client.run("SET synchronous_commit = local");
+    client.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    client.run("SELECT pg_reload_conf()");
+    eventually(&mut client, "SELECT current_setting('synchronous_standby_names') = 'nobody'");
+    client.run("SET tenant_rls.lease_timeout = '300ms'");
+    let denied = "SELECT reason = 'in_flight' FROM tenant_quota_try_consume('api_requests')";
+    eventually(&mut client, denied);
+    let waiting = "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'tenant_rls worker' AND wait_event = 'SyncRep'";
+    eventually(&mut client, waiting);
+    client
+        .run("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'tenant_rls worker'");
+    assert!(client.one::<bool>(denied));
+    assert!(client.one::<bool>(waiting));
+    let end = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE backend_type = 'tenant_rls worker'";
+    assert!(client.one::<bool>(end));
+    assert!(client.one::<bool>(denied));
+    drop(client);
+    cluster.down();
+    // What ALTER SYSTEM has written comes after the file of the server.
+    std::fs::write(format!("{}/postgresql.auto.conf", cluster.data()), "").expect("a file of the test's own");
+    cluster.up();
+    let mut client = act(&cluster);
+    client.run("SELECT * FROM tenant_quota_consume('api_requests')");
+    eventually(&mut client, "SELECT count(*) = 0 FROM tenant_quota_invariants");
 }
 
 /// A launcher that somebody ends is started again.

@@ -16,6 +16,7 @@ use crate::context::fence;
 use crate::error::{Error, Result};
 use crate::plan::{CachedPlan, as_owner};
 use crate::registry::{self, admin, units};
+use crate::shmem;
 use crate::tenant::TenantId;
 
 /// Writes the events of a tenant and resource in the period that starts then (microseconds since 2000-01-01), whose
@@ -78,23 +79,29 @@ pub fn notify(batch: i64) -> Result<u64> {
     as_owner(|| NOTIFY.execute(&[batch.into_datum()]))
 }
 
-/// Writes the events of keys that a worker has folded. Holds a lock for each tenant that has any: see
-/// [`super::MOST_TENANTS`].
-pub fn record_folded(folded: &[Folded]) -> Result<()> {
+/// Writes the events of keys that a worker has folded, and says how much of which it knows now. Holds a lock for each
+/// tenant that has any: see [`super::MOST_TENANTS`].
+pub fn record_folded(folded: &[Folded]) -> Result<Vec<(shmem::Key, i64)>> {
     registry::accept_invalidations();
+    let mut known = Vec::with_capacity(folded.len());
     for key in folded {
+        let used = key.most_used();
+        known.extend(key.name().map(|name| (name, used)));
         let Some(tenant) = registry::tenant(key.tenant)? else { continue };
         let limit = match registry::quota(&tenant, &key.resource) {
             Ok(quota) => quota.limit(period::from_postgres(clock::now())).0,
             Err(Error::NoLimit { .. } | Error::Unknown { .. }) => continue,
             Err(error) => return Err(error),
         };
-        let used = key.most_used();
-        // Of a tenant that is fenced, or about to be purged, nothing is written; the next fold makes up for it. Most keys
+        // Of a tenant that is fenced, or about to be purged, nothing is written; the next look makes up for it. Most keys
         // have nothing to tell, and take no lock.
-        if crossed(limit, None, used).next().is_some() && fence::try_enter(&tenant) {
-            record(key.tenant, &key.resource, key.period_start, None, used, limit)?;
+        if crossed(limit, None, used).next().is_some() {
+            if fence::try_enter(&tenant) {
+                record(key.tenant, &key.resource, key.period_start, None, used, limit)?;
+            } else {
+                known.pop();
+            }
         }
     }
-    Ok(())
+    Ok(known)
 }

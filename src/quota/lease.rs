@@ -15,9 +15,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use pgrx::prelude::*;
 use pgrx::{Uuid, pg_sys};
 
-use super::decision::{Limit, Reason, Verdict};
+use super::decision::{Enforcement, Limit, Reason, Verdict};
 use super::escrow::{self, Escrow};
-use super::{Key, Left, Mode, ledger, period};
+use super::ledger::{self, Folded};
+use super::{Key, Left, Mode, period};
 use crate::context::fence;
 use crate::error::{Error, Result};
 use crate::plan::{CachedPlan, as_owner};
@@ -32,6 +33,9 @@ const IDLE: i64 = 1_500_000;
 /// The shortest time over which a rate is measured, in microseconds: two calls in a row are not a million a second, and a
 /// crash would strand as many.
 const SHORTEST: i64 = 100_000;
+
+/// Keys that the worker picks in one look at all of them.
+pub const MOST_KEYS: usize = 1024;
 
 /// Mode leased.
 pub struct Lease;
@@ -145,8 +149,8 @@ fn attempt(entry: &Entry, key: &Key, units: i64) -> Attempt {
         if entry.sup.compare_exchange(used, after, SeqCst, SeqCst).is_err() {
             continue;
         }
-        let is_low =
-            granted - after < entry.chunk.load(SeqCst) / 2 && key.limit.is_none_or(|limit| granted < limit);
+        let has_more = end_of(key.limit, key.quota.enforcement).is_none_or(|limit| granted < limit);
+        let is_low = granted - after < entry.chunk.load(SeqCst) / 2 && has_more;
         // Whoever is the first to see that it runs low asks.
         if is_low && entry.asked.compare_exchange(0, 1, SeqCst, SeqCst).is_ok() {
             return Attempt::Low(verdict, after);
@@ -211,6 +215,10 @@ struct Move {
     units: i64,
     /// What is granted and unused then.
     at_hand: i64,
+    /// Units that nobody can take any more, since this was planned.
+    withdrawn: i64,
+    /// What was at hand when that was last written down.
+    chunk: i64,
 }
 
 /// What a worker has written for leases, and has yet to tell those who wait.
@@ -241,11 +249,13 @@ pub fn write(asks: &[shmem::Key]) -> Result<Moves> {
 
 impl Moves {
     /// Lets callers have what was granted. How many leases were moved.
-    pub fn publish(self) -> usize {
-        for change in &self.moves {
+    pub fn publish(mut self) -> usize {
+        // From here on there is nothing to be undone.
+        let (moves, ended) = (std::mem::take(&mut self.moves), std::mem::take(&mut self.ended));
+        for change in &moves {
             shmem::change(&change.key, |entry| publish(entry, change.units));
         }
-        for key in &self.ended {
+        for key in &ended {
             shmem::change(key, |entry| {
                 let used = entry.sup.load(SeqCst);
                 // A call that failed as a whole may have taken back its units meanwhile: the next round gives those back too.
@@ -259,7 +269,27 @@ impl Moves {
             // SAFETY: wakes those that wait; the variable is in shared memory.
             unsafe { pg_sys::ConditionVariableBroadcast(database.published()) };
         }
-        self.moves.len() + self.ended.len()
+        moves.len() + ended.len()
+    }
+
+    /// Leaves the leases as they are: what is written may be lost with this server, and is not handed out. The worker that
+    /// does this ends, and has every key looked up again.
+    pub fn abandon(mut self) {
+        self.moves.clear();
+    }
+}
+
+/// What was planned and not committed: the units are where they were.
+impl Drop for Moves {
+    fn drop(&mut self) {
+        for change in &self.moves {
+            shmem::change(&change.key, |entry| {
+                if entry.kind() == Kind::Leased {
+                    entry.granted.fetch_add(change.withdrawn, SeqCst);
+                    entry.chunk.store(change.chunk, SeqCst);
+                }
+            });
+        }
     }
 }
 
@@ -290,13 +320,22 @@ fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
             return None;
         }
         let (used, granted) = (entry.sup.load(SeqCst), entry.granted.load(SeqCst));
-        let is_idle = now - entry.called_at.load(SeqCst) > IDLE || entry.resets_at.load(SeqCst) <= now;
+        let resets_at = entry.resets_at.load(SeqCst);
+        let is_idle = now - entry.called_at.load(SeqCst) > IDLE || resets_at <= now;
         if entry.returning.load(SeqCst) || is_idle || limit.is_none() {
             // Nobody takes of it from here on.
             entry.granted.store(used, SeqCst);
             // What was changed by other means is what the tables say now, and is not for us to correct.
             let unused = if entry.is_stale() { 0 } else { granted - used };
-            return Some((-unused, 0, entry.resets_at.load(SeqCst)));
+            let chunk = entry.chunk.load(SeqCst);
+            return Some(Move {
+                key: *key,
+                resets_at,
+                units: -unused,
+                at_hand: 0,
+                withdrawn: granted - used,
+                chunk,
+            });
         }
         let limit = limit.unwrap_or_default();
         let seconds = (now - entry.extended_at.load(SeqCst)).max(SHORTEST) as f64 / 1e6;
@@ -305,31 +344,36 @@ fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
         let units = chunk(&demand, limit);
         // What is at hand then is what a crash would strand, and what tells when to ask again.
         let at_hand = granted + units - used;
-        let before = entry.chunk.swap(at_hand, SeqCst);
-        if units == 0 && at_hand <= before {
+        let chunk = entry.chunk.swap(at_hand, SeqCst);
+        if units == 0 && at_hand <= chunk {
             entry.asked.store(0, SeqCst);
             return None;
         }
-        Some((units, at_hand, entry.resets_at.load(SeqCst)))
+        Some(Move { key: *key, resets_at, units, at_hand, withdrawn: 0, chunk })
     });
-    if let Some((units, at_hand, resets_at)) = change.flatten() {
-        // Nothing to give back, but nothing is at stake any more: that is written down.
-        moves.moves.push(Move { key: *key, resets_at, units, at_hand });
-        if at_hand == 0 {
+    if let Some(change) = change.flatten() {
+        // Even with nothing to give back: that nothing is at stake any more is written down.
+        if change.at_hand == 0 {
             moves.ended.push(*key);
         }
+        moves.moves.push(change);
     }
     Ok(())
 }
 
-/// The limit of the key, if tenant and limit still are there.
+/// Up to where units of the key may be granted, if tenant and limit still are there.
 fn limit_of(key: &shmem::Key, now: i64) -> Result<Option<Limit>> {
     let Some(tenant) = registry::tenant(key.tenant())? else { return Ok(None) };
     match registry::quota(&tenant, key.resource()) {
-        Ok(quota) => Ok(Some(quota.limit(period::from_postgres(now)).0)),
+        Ok(quota) => Ok(Some(end_of(quota.limit(period::from_postgres(now)).0, quota.enforcement))),
         Err(Error::NoLimit { .. } | Error::Unknown { .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Where units end. A limit that denies nothing is no end.
+fn end_of(limit: Limit, enforcement: Enforcement) -> Limit {
+    limit.filter(|_| enforcement == Enforcement::Hard)
 }
 
 /// What is known of a lease that asks for more.
@@ -430,10 +474,33 @@ pub fn forget_closed(batch: i64) -> Result<u64> {
     as_owner(|| DELETE.execute(&[batch.into_datum()]))
 }
 
-/// Leases of this database that should be looked at without being asked for, a thousand at most, and how many there are.
+/// Keys of which more was used than events know, whatever has been folded.
+pub fn news() -> Vec<Folded> {
+    let mut news = Vec::with_capacity(MOST_KEYS);
+    shmem::each(|entry| {
+        let used = match entry.kind() {
+            Kind::Leased => entry.sup.load(SeqCst),
+            // A lease that has just ended; what transactions have committed is known.
+            Kind::Escrow => entry.inf.load(SeqCst),
+        };
+        if used > entry.peak.load(SeqCst) && news.len() < news.capacity() {
+            news.push(Folded::nothing(entry, used));
+        }
+    });
+    news
+}
+
+/// Events know of those units now.
+pub fn told(known: &[(shmem::Key, i64)]) {
+    for (key, used) in known {
+        shmem::look(key, |entry| entry.peak.fetch_max(*used, SeqCst));
+    }
+}
+
+/// Leases of this database that should be looked at without being asked for, [`MOST_KEYS`] at most, and how many there are.
 pub fn to_end(everything: bool) -> (Vec<shmem::Key>, usize) {
     let now = clock::now();
-    let mut keys = Vec::with_capacity(1024);
+    let mut keys = Vec::with_capacity(MOST_KEYS);
     let mut leases = 0;
     shmem::each(|entry| {
         leases += usize::from(entry.kind() == Kind::Leased);

@@ -23,7 +23,7 @@ use crate::shmem::{self, Entry, Kind, Recorded};
 use crate::tenant::TenantId;
 
 /// Rows that one transaction folds at most.
-pub const BATCH: i64 = 100_000;
+pub const BATCH: i64 = 10_000;
 
 /// Adds a row. Runs no trigger, and no code of a user.
 pub fn write(key: &shmem::Key, resets_at: i64, units: i64) -> Result<()> {
@@ -160,7 +160,22 @@ pub struct Folded {
 }
 
 impl Folded {
-    fn name(&self) -> Option<shmem::Key> {
+    /// A key without rows, of which so much is used.
+    pub fn nothing(entry: &Entry, used: i64) -> Folded {
+        let key = entry.key();
+        Folded {
+            tenant: key.tenant(),
+            resource: key.resource().into(),
+            period_start: key.period_start(),
+            resets_at: entry.resets_at.load(SeqCst),
+            rows: 0,
+            used,
+            generation: None,
+        }
+    }
+
+    /// The name of its entry; `None` if it is too long for one.
+    pub fn name(&self) -> Option<shmem::Key> {
         shmem::Key::new(self.tenant, &self.resource, self.period_start)
     }
 

@@ -140,14 +140,14 @@ impl Database {
         }
     }
 
-    /// The keys that ask for a lease; not all of them if there are many.
-    pub fn take_asks(&self) -> Vec<Key> {
+    /// The keys that ask for a lease; `None` if there may be more than are listed.
+    pub fn take_asks(&self) -> Option<Vec<Key>> {
         let mut asks = Vec::with_capacity(MOST_ASKS);
         self.guarded(|guarded| {
             asks.extend_from_slice(&guarded.asks[..guarded.ask_count]);
             guarded.ask_count = 0;
         });
-        asks
+        (asks.len() < MOST_ASKS).then_some(asks)
     }
 
     /// Notes that the worker failed, and why.

@@ -105,7 +105,7 @@ pub struct Entry {
     pub resets_at: AtomicI64,
     /// 0 if no reservation holds some of the units; else it counts how often one was about to.
     pub holds: AtomicU32,
-    /// The most units that were ever committed at one time (escrow).
+    /// The most units that were ever committed at one time (escrow), or that events know of (leased).
     pub peak: AtomicI64,
 }
 
