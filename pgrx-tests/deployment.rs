@@ -282,6 +282,8 @@ fn bad_deployments_are_refused() {
         (define("Web", r#"{"image": "web:1", "default": false}"#), "22023"),
         (define("web", r#"[]"#), "22023"),
         (define("web", r#"{"image": "web:1", "default": false, "replicas": 1e400}"#), "22023"),
+        (define("web", r#"{"image": "web:1", "default": false, "env": {"A": {"secret": "s", "key": "k", "as": "b"}}}"#), "22023"),
+        (define("web", r#"{"image": "web:1", "default": false, "resources": {"limits": {"foo": "1"}}}"#), "22023"),
         (define("api-service", r#"{"image": "api:9"}"#), "55000"),
         ("SELECT tenant_deployment_define(NULL, '{}')".into(), "22004"),
         ("SELECT tenant_deployment_define('web', NULL)".into(), "22004"),

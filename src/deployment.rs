@@ -5,6 +5,7 @@
 //! or to a share of everybody, in the order of [`crate::feature::resolution`].
 
 pub mod manifest;
+pub mod resources;
 
 use pgrx::datum::Array;
 use pgrx::prelude::*;
