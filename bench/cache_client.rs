@@ -3,15 +3,17 @@
 //!
 //!     cache_client (pg USER DATABASE | redis) SOCKET DO SECONDS CLIENTS KEYS BYTES EXPIRES STATEMENT
 //!
-//! DO is `get`, `set`, `consume`, `fill`, `fill-many` or `invalidate`. Client n acts for tenant n, a uuid; all that
-//! `consume` act for one. A value is a JSON object
+//! DO is `get`, `set`, `consume`, `probe`, `fill`, `fill-many` or `invalidate`. Client n acts for tenant n, a uuid; all
+//! that `consume` act for one. A value is a JSON object
 //! that names its tenant, its key and the instant until which it holds, in the form in which jsonb is printed; every get
-//! compares all of it, and fails when it is of another tenant or key, not whole, or past its time. Prints microseconds a
-//! call and client; for `invalidate` those of one invalidation, and of the slowest get of another client meanwhile.
+//! compares all of it, and fails when it is of another tenant or key, not whole, or past its time. `probe` fails unless a
+//! value of two seconds is there at first, and is not afterwards. Prints microseconds a
+//! call and client; for `invalidate` those of one invalidation, and of the slowest get or set of other clients meanwhile
+//! and without it.
 
 use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, thread};
@@ -48,13 +50,15 @@ fn now() -> u64 {
 
 /// A connection that answers one request at a time.
 trait Connection: Send {
-    fn get(&mut self, key: usize) -> &[u8];
+    fn get(&mut self, key: usize) -> Option<&[u8]>;
     fn set(&mut self, key: usize, value: &str);
     /// Takes a unit of the tenant; whether there was one.
     fn consume(&mut self) -> bool;
     fn fill_many(&mut self, from: usize, to: usize);
     fn make_group(&mut self, keys: usize);
+    /// How many keys there were. Where there are transactions, in one that stays open.
     fn invalidate_group(&mut self) -> usize;
+    fn commit(&mut self);
 }
 
 /// What one writes to count against a limit in Redis.
@@ -65,15 +69,17 @@ struct Redis {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
     prefix: String,
+    ttl: String,
     answer: Vec<u8>,
     request: Vec<u8>,
 }
 
 impl Redis {
-    fn open(socket: &str, tenant: &str) -> Redis {
+    fn open(socket: &str, tenant: &str, ttl: u64) -> Redis {
         let stream = UnixStream::connect(socket).expect("Redis answers");
         let reader = BufReader::with_capacity(64 << 10, stream.try_clone().expect("a socket"));
-        Redis { stream, reader, prefix: format!("tenant:{tenant}:"), answer: Vec::new(), request: Vec::new() }
+        let (prefix, ttl) = (format!("tenant:{tenant}:"), ttl.to_string());
+        Redis { stream, reader, prefix, ttl, answer: Vec::new(), request: Vec::new() }
     }
 
     fn push(&mut self, words: &[&[u8]]) {
@@ -105,27 +111,31 @@ impl Redis {
         String::from_utf8(line).expect("text")
     }
 
-    fn bulk(&mut self) {
+    /// Whether there was a text, which then is the answer.
+    fn bulk(&mut self) -> bool {
         let length: i64 = self.line()[1..].parse().expect("a length");
-        assert!(length >= 0, "Redis has no such key");
+        if length < 0 {
+            return false;
+        }
         self.answer.resize(length as usize + 2, 0);
         self.reader.read_exact(&mut self.answer).expect("Redis answers");
         self.answer.truncate(length as usize);
+        true
     }
 }
 
 impl Connection for Redis {
-    fn get(&mut self, key: usize) -> &[u8] {
+    fn get(&mut self, key: usize) -> Option<&[u8]> {
         let key = format!("{}k{key}", self.prefix);
         self.push(&[b"GET", key.as_bytes()]);
         self.send();
-        self.bulk();
-        &self.answer
+        self.bulk().then_some(self.answer.as_slice())
     }
 
     fn set(&mut self, key: usize, value: &str) {
         let key = format!("{}k{key}", self.prefix);
-        self.push(&[b"SETEX", key.as_bytes(), b"3600", value.as_bytes()]);
+        let ttl = self.ttl.clone();
+        self.push(&[b"SETEX", key.as_bytes(), ttl.as_bytes(), value.as_bytes()]);
         self.send();
         self.line();
     }
@@ -168,7 +178,7 @@ impl Connection for Redis {
         let count: usize = self.line()[1..].parse().expect("a count");
         let mut keys = Vec::new();
         for _ in 0..count {
-            self.bulk();
+            assert!(self.bulk(), "a key");
             keys.push(self.answer.clone());
         }
         let words: Vec<&[u8]> = std::iter::once(&b"DEL"[..]).chain(keys.iter().map(Vec::as_slice)).collect();
@@ -176,20 +186,34 @@ impl Connection for Redis {
         self.send();
         self.line()[1..].parse().expect("a count")
     }
+
+    fn commit(&mut self) {}
 }
 
 struct Postgres {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
     answer: Vec<u8>,
+    /// Whether there was a row with something in it.
+    found: bool,
     set: String,
 }
 
 impl Postgres {
-    fn open(socket: &str, user: &str, database: &str, tenant: &str, statement: &str, set: &str) -> Postgres {
+    /// `get` and `set` are statements with places for the tenant and for the seconds that a value lives.
+    fn open(
+        socket: &str,
+        user: &str,
+        database: &str,
+        tenant: &str,
+        ttl: u64,
+        get: &str,
+        set: &str,
+    ) -> Postgres {
         let stream = UnixStream::connect(socket).expect("PostgreSQL answers");
         let reader = BufReader::with_capacity(64 << 10, stream.try_clone().expect("a socket"));
-        let mut own = Postgres { stream, reader, answer: Vec::new(), set: set.replace("{tenant}", tenant) };
+        let statement = |text: &str| text.replace("{tenant}", tenant).replace("{ttl}", &ttl.to_string());
+        let mut own = Postgres { stream, reader, answer: Vec::new(), found: false, set: statement(set) };
         let mut startup = vec![0, 3, 0, 0];
         let options = format!("-c app.current_tenant={tenant} -c my.tenant={tenant}");
         for word in ["user", user, "database", database, "options", &options, ""] {
@@ -200,7 +224,7 @@ impl Postgres {
         message.extend(startup);
         own.stream.write_all(&message).expect("PostgreSQL reads");
         own.finish();
-        own.prepare("g", &statement.replace("{tenant}", tenant));
+        own.prepare("g", &statement(get));
         own
     }
 
@@ -221,9 +245,8 @@ impl Postgres {
                 b'D' => {
                     self.answer.resize(length, 0);
                     self.reader.read_exact(&mut self.answer).expect("PostgreSQL answers");
-                    let null = self.answer[2..6] == (-1i32).to_be_bytes();
+                    self.found = self.answer[2..6] != (-1i32).to_be_bytes();
                     self.answer.drain(..6);
-                    assert!(!null, "PostgreSQL has no such key");
                 }
                 kind => {
                     let mut body = vec![];
@@ -266,14 +289,15 @@ impl Postgres {
         Self::message(b'E', &[0, 0, 0, 0, 0], &mut out);
         Self::message(b'S', &[], &mut out);
         self.stream.write_all(&out).expect("PostgreSQL reads");
+        self.found = false;
         self.finish();
     }
 }
 
 impl Connection for Postgres {
-    fn get(&mut self, key: usize) -> &[u8] {
+    fn get(&mut self, key: usize) -> Option<&[u8]> {
         self.execute("g", &[&format!("k{key}")]);
-        &self.answer
+        self.found.then_some(self.answer.as_slice())
     }
 
     fn set(&mut self, key: usize, value: &str) {
@@ -299,12 +323,19 @@ impl Connection for Postgres {
             &format!("SELECT count(*) FROM (SELECT tenant_cache_set('group:' || n, '1', '1 h') FROM generate_series(1, {keys}) AS n) AS s"),
         );
         self.execute("m", &[]);
+        self.prepare("b", "BEGIN");
+        self.prepare("i", "SELECT tenant_cache_invalidate('group:*')");
+        self.prepare("c", "COMMIT");
     }
 
     fn invalidate_group(&mut self) -> usize {
-        self.prepare("i", "SELECT tenant_cache_invalidate('group:*')");
+        self.execute("b", &[]);
         self.execute("i", &[]);
         String::from_utf8_lossy(&self.answer).parse().expect("a count")
+    }
+
+    fn commit(&mut self) {
+        self.execute("c", &[]);
     }
 }
 
@@ -318,44 +349,52 @@ fn main() {
     let (seconds, clients, keys, bytes, expires) =
         (number(), number() as usize, number() as usize, number() as usize, number() as u64);
     let (get, set) = (next(), next());
-    let open = |n: usize| -> Box<dyn Connection> {
+    let open = |n: usize, expires: u64| -> Box<dyn Connection> {
+        let ttl = expires.saturating_sub(now()).max(1);
         match kind.as_str() {
-            "pg" => Box::new(Postgres::open(&socket, &user, &database, &tenant(n), &get, &set)),
-            _ => Box::new(Redis::open(&socket, &tenant(n))),
+            "pg" => Box::new(Postgres::open(&socket, &user, &database, &tenant(n), ttl, &get, &set)),
+            _ => Box::new(Redis::open(&socket, &tenant(n), ttl)),
         }
     };
     match what.as_str() {
         "fill" => {
             for n in 0..clients {
-                let mut connection = open(n);
+                let mut connection = open(n, expires);
                 for key in 0..keys {
                     connection.set(key, &value(&tenant(n), key, bytes, expires));
                 }
             }
         }
-        "fill-many" => open(0).fill_many(0, keys),
-        "invalidate" => invalidate(&open, keys),
+        "fill-many" => open(0, expires).fill_many(0, keys),
+        "probe" => probe(&open, keys, bytes),
+        "invalidate" => invalidate(&open, keys, bytes, expires),
         "get" | "set" | "consume" => load(&open, &what, seconds, clients, keys, bytes, expires),
         other => panic!("{other}"),
     }
 }
 
-fn load(
-    open: &dyn Fn(usize) -> Box<dyn Connection>,
-    what: &str,
-    seconds: f64,
-    clients: usize,
-    keys: usize,
-    bytes: usize,
-    expires: u64,
-) {
+/// Opens a connection of a tenant, whose values live until then.
+type Open<'a> = &'a dyn Fn(usize, u64) -> Box<dyn Connection>;
+
+/// A value is there until its time is over, and not after it: on a key of its own.
+fn probe(open: Open, key: usize, bytes: usize) {
+    let expires = now() + 2;
+    let mut connection = open(0, expires);
+    let set = value(&tenant(0), key, bytes, expires);
+    connection.set(key, &set);
+    assert!(connection.get(key) == Some(set.as_bytes()), "a value is not there");
+    thread::sleep(Duration::from_millis(2500));
+    assert!(connection.get(key).is_none(), "a value is there past its time");
+}
+
+fn load(open: Open, what: &str, seconds: f64, clients: usize, keys: usize, bytes: usize, expires: u64) {
     let (start, calls) = (Arc::new(Barrier::new(clients + 1)), Arc::new(AtomicU64::new(0)));
     let end = Arc::new(AtomicBool::new(false));
     let threads: Vec<_> = (0..clients)
         .map(|n| {
             let consumes = what == "consume";
             let reads = what == "get";
-            let mut connection = open(if consumes { 0 } else { n });
+            let mut connection = open(if consumes { 0 } else { n }, expires);
             let (start, calls, end) = (start.clone(), calls.clone(), end.clone());
             thread::spawn(move || {
                 let values: Vec<String> = (0..keys).map(|key| value(&tenant(n), key, bytes, expires)).collect();
@@ -368,9 +407,10 @@ fn load(
                     if consumes {
                         assert!(connection.consume(), "the limit is reached");
                     } else if reads {
-                        let found = connection.get(key);
+                        let found = connection.get(key).expect("a value that is not there");
                         assert!(found == values[key].as_bytes(), "a wrong value: {}", String::from_utf8_lossy(found));
-                        assert!(now() < expires, "an expired value");
+                        // It was told whole seconds to live.
+                        assert!(now() <= expires + 1, "an expired value");
                     } else {
                         connection.set(key, &values[key]);
                     }
@@ -391,27 +431,61 @@ fn load(
     println!("{}", clients as f64 * spent * 1e6 / calls.load(Ordering::Relaxed) as f64);
 }
 
-/// One invalidation of so many keys, while another client goes on asking.
-fn invalidate(open: &dyn Fn(usize) -> Box<dyn Connection>, keys: usize) {
-    let (mut connection, mut other) = (open(0), open(1));
+/// How long the clients beside an invalidation go on before it, and before it is committed.
+const WINDOW: Duration = Duration::from_millis(300);
+
+/// One invalidation of so many keys, while other clients go on: a get of another tenant, a get and a set of the same.
+fn invalidate(open: Open, keys: usize, bytes: usize, expires: u64) {
+    const BEFORE: usize = 1;
+    const MEANWHILE: usize = 2;
+    let mut connection = open(0, expires);
     connection.make_group(keys);
-    let end = Arc::new(AtomicBool::new(false));
-    let stop = end.clone();
-    let asking = thread::spawn(move || {
-        let mut worst = Duration::ZERO;
-        while !stop.load(Ordering::Relaxed) {
-            let begin = Instant::now();
-            other.get(0);
-            worst = worst.max(begin.elapsed());
-        }
-        worst
-    });
-    thread::sleep(Duration::from_millis(50));
+    let (phase, end) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let others: Vec<_> = [(1, 0, false), (0, 0, false), (0, 1, true)]
+        .into_iter()
+        .map(|(n, key, sets)| {
+            let mut other = open(n, expires);
+            let value = value(&tenant(n), key, bytes, expires);
+            let (phase, end) = (phase.clone(), end.clone());
+            thread::spawn(move || {
+                let mut slowest = [Duration::ZERO; 4];
+                while !end.load(Ordering::Relaxed) {
+                    let (first, begin) = (phase.load(Ordering::SeqCst), Instant::now());
+                    if sets {
+                        other.set(key, &value);
+                    } else {
+                        assert!(other.get(key) == Some(value.as_bytes()), "a wrong value");
+                    }
+                    let (spent, last) = (begin.elapsed(), phase.load(Ordering::SeqCst));
+                    // A call that begins or ends meanwhile may have waited for the invalidation.
+                    let at = if first <= MEANWHILE && last >= MEANWHILE { MEANWHILE } else { first };
+                    slowest[at] = slowest[at].max(spent);
+                }
+                (slowest[BEFORE], slowest[MEANWHILE])
+            })
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(100));
+    phase.store(BEFORE, Ordering::SeqCst);
+    thread::sleep(WINDOW);
+    phase.store(MEANWHILE, Ordering::SeqCst);
     let begin = Instant::now();
     let removed = connection.invalidate_group();
-    let spent = begin.elapsed();
+    let mut spent = begin.elapsed();
+    // What it would keep others from until its transaction ends, it keeps them from now.
+    thread::sleep(WINDOW);
+    let begin = Instant::now();
+    connection.commit();
+    spent += begin.elapsed();
+    phase.store(MEANWHILE + 1, Ordering::SeqCst);
     end.store(true, Ordering::Relaxed);
     assert_eq!(removed, keys, "keys removed");
-    let worst = asking.join().expect("the other client is answered");
-    println!("{} {}", spent.as_secs_f64() * 1e6, worst.as_secs_f64() * 1e6);
+    let slowest = others.into_iter().map(|other| other.join().expect("the other clients are answered"));
+    let (without, meanwhile) =
+        slowest.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1))).expect("there are other clients");
+    println!("{} {} {}", micros(spent), micros(meanwhile), micros(without));
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }

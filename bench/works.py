@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache import PLAIN, TENANTS, Calls, Consuming, Invalidation, Redis
 from harness import Server, Session, Side
+from report import Line
 
 HERE = Path(__file__).resolve().parent
 
@@ -72,6 +73,8 @@ class Work:
     sample: dict[str, str] | None = None
     # What else is to be said, when all rounds are over.
     note: Callable[[], str] | None = None
+    # A line that is no ratio of the sides.
+    also: Callable[[], Line] | None = None
 
 
 @dataclass
@@ -958,21 +961,40 @@ def cache(databases):
     ]
 
 
+# What a busy machine may add to the slowest of thousands of calls. One that waits for the invalidation takes 300 ms.
+PATIENCE = 4
+
+
 def cache_invalidate(databases):
-    waits = {"ours": [], "redis": []}
     server, redis = databases.library, databases.redis()
     sides = {
-        "ours": Invalidation(server, databases.cache_of_many(), worst=waits["ours"]),
-        "redis": Invalidation(server, redis=redis, worst=waits["redis"]),
+        "ours": Invalidation(server, databases.cache_of_many()),
+        "redis": Invalidation(server, redis=redis),
     }
     databases.progress(f"filling Redis with {MANY_KEYS} keys")
     sides["redis"].do("fill-many", clients=1, keys=MANY_KEYS)
 
+    def waits():
+        meanwhile, without = sides["ours"].wait()
+        return Line(
+            "cache-invalidate",
+            "the slowest get or set of other clients while an invalidation is open, of its tenant and of another",
+            "the same without it",
+            None,
+            None,
+            None,
+            None,
+            value=f"{meanwhile:.1f} ms / {without:.1f} ms",
+            target=f"≤ {PATIENCE} times",
+            met=meanwhile <= PATIENCE * without,
+        )
+
     def note():
-        worst = {name: statistics.median(samples) / 1000 for name, samples in waits.items()}
+        meanwhile, without = sides["redis"].wait()
         return (
-            f"`cache-invalidate`: the slowest get of another client meanwhile took {worst['ours']:.1f} ms"
-            f" here and {worst['redis']:.1f} ms in Redis (medians of the rounds)."
+            "`cache-invalidate`: an invalidation here is a transaction that stays open for 300 ms more, of which its time"
+            " leaves those out. The slowest get or set of other clients of Redis, while it answers `KEYS` and `DEL`, took"
+            f" {meanwhile:.1f} ms, and {without:.1f} ms without (medians of the rounds)."
         )
 
     return Work(
@@ -983,6 +1005,7 @@ def cache_invalidate(databases):
         clients=1,
         calls=0,
         note=note,
+        also=waits,
     )
 
 

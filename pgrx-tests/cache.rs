@@ -335,18 +335,18 @@ fn other_tenants_are_not_scanned() {
     a.run("COMMIT");
 }
 
-/// Sixteen sessions set, get, delete and invalidate one key, and others beside it: a value is always one that was set,
-/// whole and by the tenant itself, and the totals are right in the end.
+/// Sixteen sessions set, get, delete and invalidate one key, and others beside it, with four of another tenant: a value is
+/// always one that was set, whole and by the tenant itself, and the totals are right in the end.
 #[test]
 fn sixteen_sessions_on_one_key() {
     let db = Db::with_orders();
     let app = db.app();
     let hits = AtomicU64::new(0);
     thread::scope(|scope| {
-        for session in 0..16u64 {
+        for session in 0..20u64 {
             let (db, app, hits) = (&db, &app, &hits);
             scope.spawn(move || {
-                let tenant = if session % 4 == 3 { B } else { A };
+                let tenant = if session % 5 == 4 { B } else { A };
                 let mut client = db.connect_as(app, tenant);
                 let mut random = session.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
                 for step in 0..150u64 {
@@ -374,6 +374,90 @@ fn sixteen_sessions_on_one_key() {
                                 hits.fetch_add(1, Ordering::Relaxed);
                             }
                         }
+                    }
+                }
+            });
+        }
+    });
+    assert!(hits.load(Ordering::Relaxed) > 50);
+    totals_are_right(&mut db.admin());
+}
+
+/// The changes of a key by many sessions. Each takes its number while its transaction has the row, so they are committed in
+/// this order.
+#[derive(Default)]
+struct Changes {
+    begun: AtomicU64,
+    committed: AtomicU64,
+    /// The last one that removes the key, as soon as it has its number.
+    removal: AtomicU64,
+}
+
+impl Changes {
+    /// Sets the key to the number of the change, or removes it by that statement.
+    fn change(&self, client: &mut Client, tenant: &str, removal: Option<&str>) {
+        client.run("BEGIN");
+        set(client, "hot", &format!("[\"{tenant}\", -1]"));
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        match removal {
+            None => set(client, "hot", &format!("[\"{tenant}\", {number}]")),
+            Some(sql) => {
+                self.removal.store(number, Ordering::SeqCst);
+                client.run(sql);
+            }
+        }
+        client.run("COMMIT");
+        self.committed.fetch_max(number, Ordering::SeqCst);
+    }
+
+    /// Asks for the key. Whether it was there.
+    #[track_caller]
+    fn check(&self, client: &mut Client, tenant: &str) -> bool {
+        let committed = self.committed.load(Ordering::SeqCst);
+        let Some(text) = get(client, "hot") else {
+            assert!(
+                self.removal.load(Ordering::SeqCst) >= committed,
+                "{committed} was set, and not removed since"
+            );
+            return false;
+        };
+        let value: Value = serde_json::from_str(&text).expect("a whole value");
+        assert_eq!(value[0], tenant);
+        assert!(value[1].as_i64() >= Some(committed as i64), "{text} after {committed} was committed");
+        true
+    }
+}
+
+/// A get that begins after a set, a delete or an invalidation was committed answers that or what came later, in all
+/// sixteen sessions that change the key, at every isolation level.
+#[test]
+fn a_get_is_never_behind_what_is_committed() {
+    let db = Db::with_orders();
+    let app = db.app();
+    let (of_a, of_b) = (Changes::default(), Changes::default());
+    let hits = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for session in 0..20usize {
+            let (db, app, hits) = (&db, &app, &hits);
+            let (tenant, changes) = if session % 5 == 4 { (B, &of_b) } else { (A, &of_a) };
+            scope.spawn(move || {
+                let mut client = db.connect_as(app, tenant);
+                for step in 0..60 {
+                    match (session + step) % 8 {
+                        0 | 1 => changes.change(&mut client, tenant, None),
+                        2 => changes.change(&mut client, tenant, Some("SELECT tenant_cache_delete('hot')")),
+                        3 => {
+                            changes.change(&mut client, tenant, Some("SELECT tenant_cache_invalidate('h*')"))
+                        }
+                        4 => client.run("BEGIN; SELECT tenant_cache_set('hot', '[\"never\", 0]'); ROLLBACK"),
+                        5 => {
+                            client.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM orders");
+                            for _ in 0..4 {
+                                hits.fetch_add(changes.check(&mut client, tenant).into(), Ordering::Relaxed);
+                            }
+                            client.run("COMMIT");
+                        }
+                        _ => _ = hits.fetch_add(changes.check(&mut client, tenant).into(), Ordering::Relaxed),
                     }
                 }
             });

@@ -247,6 +247,26 @@ fn promote_and_roll_back() {
     );
 }
 
+/// Of an image that was promoted twice, the later promotion is rolled back, and the earlier one is not.
+#[test]
+fn an_earlier_promotion_of_the_stable_image_stays() {
+    let (db, mut admin) = shop();
+    let mut promoted = |image: &str| -> i64 {
+        let id = admin.one(&format!("SELECT tenant_release('api-service', '{image}', 100)"));
+        admin.run(&format!("SELECT tenant_release_promote({id})"));
+        id
+    };
+    let (first, between, last) = (promoted("api:2"), promoted("api:3"), promoted("api:2"));
+    let rollback = |id: i64| format!("SELECT tenant_release_rollback({id})");
+    assert_eq!(admin.fails(&rollback(first)), "55000");
+    assert_eq!(served(&mut admin, A), "api-service api:2 stable");
+    for (id, image) in [(last, "api:3"), (between, "api:2"), (first, "myregistry/api:v2.0.0")] {
+        admin.run(&rollback(id));
+        assert_eq!(served(&mut admin, A), format!("api-service {image} stable"));
+    }
+    drop(db);
+}
+
 /// What makes no sense is refused, and changes nothing.
 #[test]
 fn bad_deployments_are_refused() {
@@ -262,6 +282,8 @@ fn bad_deployments_are_refused() {
         (define("Web", r#"{"image": "web:1", "default": false}"#), "22023"),
         (define("web", r#"[]"#), "22023"),
         (define("web", r#"{"image": "web:1", "default": false, "replicas": 1e400}"#), "22023"),
+        (define("web", r#"{"image": "web:1", "default": false, "env": {"A": {"secret": "s", "key": "k", "as": "b"}}}"#), "22023"),
+        (define("web", r#"{"image": "web:1", "default": false, "resources": {"limits": {"foo": "1"}}}"#), "22023"),
         (define("api-service", r#"{"image": "api:9"}"#), "55000"),
         ("SELECT tenant_deployment_define(NULL, '{}')".into(), "22004"),
         ("SELECT tenant_deployment_define('web', NULL)".into(), "22004"),

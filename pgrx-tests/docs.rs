@@ -101,6 +101,11 @@ fn cache() {
 }
 
 #[test]
+fn adopting() {
+    check("docs/adopting.md");
+}
+
+#[test]
 fn operations() {
     check("docs/operations.md");
 }

@@ -5,6 +5,7 @@
 //! or to a share of everybody, in the order of [`crate::feature::resolution`].
 
 pub mod manifest;
+pub mod resources;
 
 use pgrx::datum::Array;
 use pgrx::prelude::*;
@@ -432,14 +433,26 @@ fn tenant_release_promote(release_id: Option<i64>) {
     or_raise(promote());
 }
 
+/// The promotion that is in force. Each ends the older releases on their way, so the newest was promoted last.
+fn last_promoted(deployment: &str) -> Option<i64> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT pg_catalog.max(r.release_id) FROM tenant_rls.releases AS r \
+          WHERE r.deployment OPERATOR(pg_catalog.=) $1 AND r.status OPERATOR(pg_catalog.=) 'promoted'",
+        &[TEXT],
+    );
+    SELECT.first(&[deployment.into_datum()], |row| row.get::<i64>(1)).flatten()
+}
+
 #[pg_extern(sql = false)]
 fn tenant_release_rollback(release_id: Option<i64>) {
     let roll_back = || {
         let release = stored(release_id)?;
+        // Its image may have been stable twice: the image alone does not tell which promotion is in force.
+        let last = as_owner(|| last_promoted(&release.deployment))?;
+        let in_force = last == Some(release.id) && release.image == release.stable;
         match (release.status.as_str(), &release.previous_image) {
             ("active", _) => as_owner(|| end(release.id, "rolled_back", None)),
-            // The last one: its image is the stable one.
-            ("promoted", Some(previous)) if release.image == release.stable => as_owner(|| {
+            ("promoted", Some(previous)) if in_force => as_owner(|| {
                 set_stable(&release.deployment, previous);
                 end(release.id, "rolled_back", Some(previous));
             }),

@@ -391,3 +391,35 @@ func TestTheJobWorksForEveryTenant(t *testing.T) {
 		equal(t, items(t, tenant), []string{"new"})
 	}
 }
+
+func TestTheJobFailsForTenantsThatItsRoleMayNotActFor(t *testing.T) {
+	tenant, _ := newTenant(t, "starter")
+	partner := newPool("partner", 1)
+	defer partner.Close()
+	failed, err := forEachTenant(office, partner, deleteOldOrders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := map[string]bool{}
+	for _, id := range failed {
+		has[id] = true
+	}
+	equal(t, []bool{has[tenant], has[partners]}, []bool{true, false})
+}
+
+func TestTheJobLeavesOutWhoIsSuspendedMeanwhile(t *testing.T) {
+	one, _ := newTenant(t, "starter")
+	two, _ := newTenant(t, "starter")
+	other, worked := map[any]string{one: two, two: one}, 0
+	failed, err := forEachTenant(office, pool, func(tenant *Tenant) error {
+		if suspend, is := other[tenant.Context["tenantId"]]; is {
+			worked++
+			operate(t, "SELECT tenant_suspend($1)", suspend)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, append(failed, strconv.Itoa(worked)), []string{"1"})
+}

@@ -63,13 +63,18 @@ class App {
     }
 
     static HikariDataSource pool(String user, int connections) {
+        return pool(user, connections, 30_000);
+    }
+
+    /** Connections, for which a request waits so many milliseconds. */
+    static HikariDataSource pool(String user, int connections, long patience) {
         var environment = System.getenv();
         var config = new HikariConfig();
         config.setJdbcUrl("jdbc:postgresql://" + environment.getOrDefault("PGHOST", "localhost") + ":"
                 + environment.getOrDefault("PGPORT", "5432") + "/" + environment.getOrDefault("PGDATABASE", ""));
         config.setUsername(user);
         config.setMaximumPoolSize(connections);
-        config.setConnectionTimeout(30_000);
+        config.setConnectionTimeout(patience);
         config.setAutoCommit(false);
         return new HikariDataSource(config);
     }

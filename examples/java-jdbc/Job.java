@@ -1,3 +1,4 @@
+import java.sql.SQLException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.UUID;
@@ -24,14 +25,27 @@ class Job {
         for (var tenant : tenants) {
             try {
                 Tenant.actFor(pool, tenant, work);
-            } catch (Tenant.NotYours error) {
-                LOG.log(System.Logger.Level.INFO, "tenant " + tenant + " was suspended or deleted meanwhile", error);
             } catch (Exception error) {
+                if (error instanceof Tenant.NotYours && !isActive(office, tenant)) {
+                    LOG.log(System.Logger.Level.INFO, "tenant " + tenant + " was suspended or deleted meanwhile", error);
+                    continue;
+                }
                 LOG.log(System.Logger.Level.ERROR, "tenant " + tenant + " failed", error);
                 failed.add(tenant);
             }
         }
         return failed;
+    }
+
+    /** Tells a tenant that is over from one that the role may not act for, which is a failure. */
+    private static boolean isActive(DataSource office, UUID tenant) throws SQLException {
+        try (var db = office.getConnection(); var ask = db.prepareStatement("SELECT ? IN (SELECT tenant_list())")) {
+            ask.setObject(1, tenant);
+            try (var row = ask.executeQuery()) {
+                row.next();
+                return row.getBoolean(1);
+            }
+        }
     }
 
     static boolean deleteOldOrders(Tenant tenant) throws Exception {

@@ -15,12 +15,17 @@ export async function forEachTenant(office, db, work) {
     try {
       await actingFor(db, id, work);
     } catch (error) {
-      if (error instanceof TenantRefused) continue; // suspended or deleted meanwhile
+      if (error instanceof TenantRefused && !(await isActive(office, id))) continue; // suspended or deleted meanwhile
       console.error('tenant %s failed: %s', id, error.message);
       failed.push(id);
     }
   }
   return failed;
+}
+
+/** Tells a tenant that is over from one that the role may not act for, which is a failure. */
+async function isActive(office, id) {
+  return (await office.execute(sql`SELECT ${id}::uuid IN (SELECT tenant_list()) AS active`)).rows[0].active;
 }
 
 export async function deleteOldOrders() {

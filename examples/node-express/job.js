@@ -18,12 +18,17 @@ export async function forEachTenant(office, pool, work) {
       await transaction.commit();
     } catch (error) {
       await transaction?.rollback();
-      if (!transaction && error.code === '55000') continue; // suspended or deleted meanwhile
+      if (!transaction && !(await isActive(office, id))) continue; // suspended or deleted meanwhile
       console.error('tenant %s failed: %s', id, error.message);
       failed.push(id);
     }
   }
   return failed;
+}
+
+/** Tells a tenant that is over from one that the role may not act for, which is a failure. */
+async function isActive(office, id) {
+  return (await office.query('SELECT $1::uuid IN (SELECT tenant_list()) AS active', [id])).rows[0].active;
 }
 
 export async function deleteOldOrders() {

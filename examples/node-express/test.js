@@ -262,3 +262,26 @@ test('the job works for every tenant', async () => {
   assert.deepEqual(await forEachTenant(office, pool, deleteOldOrders), []);
   assert.deepEqual(await Promise.all(tenants.map(items)), [['new'], ['new'], ['new']]);
 });
+
+test('the job fails for tenants that its role may not act for', async () => {
+  const { id } = await newTenant();
+  const partners = makePool({ user: 'partner', max: 1 });
+  try {
+    const failed = await forEachTenant(office, partners, deleteOldOrders);
+    assert.deepEqual([failed.includes(id), failed.includes(PARTNERS)], [true, false]);
+  } finally {
+    await partners.end();
+  }
+});
+
+test('the job leaves out who is suspended meanwhile', async () => {
+  const pair = [(await newTenant()).id, (await newTenant()).id];
+  const worked = [];
+  const failed = await forEachTenant(office, pool, async () => {
+    const id = tenant().context.tenantId;
+    if (!pair.includes(id)) return;
+    worked.push(id);
+    await office.query('SELECT tenant_suspend($1)', pair.filter((other) => other !== id));
+  });
+  assert.deepEqual([failed, worked.length], [[], 1]);
+});

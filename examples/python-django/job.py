@@ -24,12 +24,20 @@ def for_each_tenant(work):
         try:
             with acting_for(tenant) as context:
                 work(context)
-        except TenantRefused:
-            logging.info("tenant %s was suspended or deleted meanwhile", tenant)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, TenantRefused) and not is_active(tenant):
+                logging.info("tenant %s was suspended or deleted meanwhile", tenant)
+                continue
             logging.exception("tenant %s failed", tenant)
             failed.append(tenant)
     return failed
+
+
+def is_active(tenant):
+    """Tells a tenant that is over from one that the role may not act for, which is a failure."""
+    with connections["office"].cursor() as office:
+        office.execute("SELECT %s IN (SELECT tenant_list())", [tenant])
+        return office.fetchone()[0]
 
 
 def delete_old_orders(context):

@@ -20,12 +20,18 @@ async def for_each_tenant(office, pool, work):
         try:
             async with acting_for(pool, tenant) as acting:
                 await work(acting)
-        except TenantRefused:
-            logging.info("tenant %s was suspended or deleted meanwhile", tenant)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, TenantRefused) and not await is_active(office, tenant):
+                logging.info("tenant %s was suspended or deleted meanwhile", tenant)
+                continue
             logging.exception("tenant %s failed", tenant)
             failed.append(tenant)
     return failed
+
+
+async def is_active(office, tenant):
+    """Tells a tenant that is over from one that the role may not act for, which is a failure."""
+    return await office.fetchval("SELECT $1 IN (SELECT tenant_list())", tenant)
 
 
 async def delete_old_orders(tenant):

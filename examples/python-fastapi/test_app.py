@@ -223,6 +223,27 @@ class Example(unittest.IsolatedAsyncioTestCase):
             self.assertEqual(await job.for_each_tenant(self.office, pool, job.delete_old_orders), [])
             self.assertEqual([await self.items(t) for t in tenants], [["new"]] * 3)
 
+    async def test_the_job_fails_for_tenants_that_its_role_may_not_act_for(self):
+        tenant, _ = await self.new_tenant()
+        async with asyncpg.create_pool(user="partner", min_size=1, max_size=1) as pool:
+            with self.assertLogs(level="ERROR"):
+                failed = await job.for_each_tenant(self.office, pool, job.delete_old_orders)
+        self.assertIn(tenant, failed)
+        self.assertNotIn(PARTNERS, failed)
+
+    async def test_the_job_leaves_out_who_is_suspended_meanwhile(self):
+        pair, worked = {(await self.new_tenant())[0] for _ in range(2)}, []
+
+        async def suspend_the_other(tenant):
+            acts_for = UUID(tenant.context["tenantId"])
+            if acts_for in pair:
+                worked.append(acts_for)
+                await self.office.execute("SELECT tenant_suspend($1)", *pair - {acts_for})
+
+        async with asyncpg.create_pool(user="shop", min_size=1, max_size=1) as pool:
+            self.assertEqual(await job.for_each_tenant(self.office, pool, suspend_the_other), [])
+        self.assertEqual(len(worked), 1)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -44,6 +44,27 @@ fn every_line_names_the_tenant() {
     assert_eq!(messages(&cluster, "after"), ["@ERROR:  after"]);
 }
 
+/// Statements that the server logs name the tenant, and so tell those that go without one.
+#[test]
+fn a_logged_statement_names_its_tenant() {
+    let (cluster, _) = start();
+    cluster.connect("shop", "postgres").run("ALTER ROLE app SET log_statement = 'all'");
+    let mut app = cluster.connect("shop", "app");
+    app.run("SELECT 'without'");
+    app.run(&format!("BEGIN; SELECT set_tenant('{A}')"));
+    app.run("SELECT 'with'");
+    app.query("SELECT 'prepared ' || $1", &[&"x"]).expect("a row");
+    app.run("COMMIT");
+    app.run("SELECT 'after'");
+    let detail = |text: &str| {
+        let found = messages(&cluster, text);
+        assert_eq!(found.len(), 1, "{}", cluster.log());
+        found[0].contains(&format!("Tenant: {A}."))
+    };
+    let told = ["'without'", "'with'", "'prepared '", "'after'"].map(detail);
+    assert_eq!(told, [false, true, true, false]);
+}
+
 /// log_switch writes a line for each change, also for those that the end of a transaction makes.
 #[test]
 fn each_change_is_a_line() {

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::resources::Resources;
+
 /// Longest name of a deployment: of the 63 characters of a label, eleven are left for `-r` and the number of a release.
 pub const LONGEST_NAME: usize = 52;
 
@@ -73,7 +75,11 @@ pub struct Spec {
 
 /// A variable of the environment.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "a variable is a string, {\"configMap\": name, \"key\": key} or {\"secret\": name, \"key\": key}"
+)]
 pub enum Variable {
     /// Its value.
     Value(String),
@@ -82,16 +88,6 @@ pub enum Variable {
     ConfigMap { config_map: String, key: String },
     /// A key of a Secret.
     Secret { secret: String, key: String },
-}
-
-/// What a pod is promised, and what it cannot exceed.
-#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Resources {
-    /// Promised.
-    pub requests: BTreeMap<String, String>,
-    /// Not to be exceeded.
-    pub limits: BTreeMap<String, String>,
 }
 
 /// What is wrong with a definition: the part, its value, and what it should be.
@@ -105,7 +101,7 @@ pub struct SpecError {
     pub hint: String,
 }
 
-fn wrong(what: &'static str, value: &str, hint: &str) -> Result<(), SpecError> {
+pub(super) fn wrong(what: &'static str, value: &str, hint: &str) -> Result<(), SpecError> {
     Err(SpecError { what, value: value.into(), hint: hint.into() })
 }
 
@@ -147,10 +143,8 @@ impl Spec {
             check_image(image)?;
         }
         for (what, name) in [("namespace", &self.namespace), ("container", &self.container)] {
-            if let Some(name) = name
-                && !is_dns_label(name, 63)
-            {
-                return wrong(what, name, DNS_LABEL);
+            if let Some(name) = name {
+                check_dns_label(what, name, 63)?;
             }
         }
         if self.replicas.is_some_and(|replicas| replicas > i32::MAX as u32) {
@@ -172,23 +166,19 @@ impl Spec {
             }
         }
         self.check_environment()?;
-        for (resource, quantity) in self.resources.requests.iter().chain(&self.resources.limits) {
-            if !is_label_key(resource) {
-                return wrong("resource", resource, "Use cpu, memory or another resource of Kubernetes.");
-            }
-            if !is_quantity(quantity) {
-                return wrong("quantity", quantity, "Use a quantity of Kubernetes: 500m, 2, 512Mi.");
-            }
-        }
-        Ok(())
+        self.resources.check()
     }
 
     fn check_environment(&self) -> Result<(), SpecError> {
         for (name, variable) in &self.env {
             let mut letters = name.bytes();
             let starts = letters.next().is_some_and(|c| c.is_ascii_alphabetic() || b"-._".contains(&c));
-            if !starts || !letters.all(|c| c.is_ascii_alphanumeric() || b"-._".contains(&c)) {
-                return wrong("variable", name, "Use letters, digits, -, _ and ., with no digit first.");
+            if !starts || !letters.all(|c| c.is_ascii_alphanumeric() || b"-._".contains(&c)) || climbs(name) {
+                return wrong(
+                    "variable",
+                    name,
+                    "Use letters, digits, -, _ and ., with no digit and no two dots first.",
+                );
             }
             let (Variable::ConfigMap { config_map: source, key } | Variable::Secret { secret: source, key }) =
                 variable
@@ -203,13 +193,8 @@ impl Spec {
                 );
             }
             let is_key = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
-            if key.is_empty()
-                || key.len() > 253
-                || !key.bytes().all(is_key)
-                || key == "."
-                || key.starts_with("..")
-            {
-                return wrong("key", key, "Use letters, digits, -, _ and .");
+            if key.is_empty() || key.len() > 253 || !key.bytes().all(is_key) || climbs(key) {
+                return wrong("key", key, "Use letters, digits, -, _ and ., with no two dots first.");
             }
         }
         Ok(())
@@ -295,7 +280,16 @@ pub fn configmap(features: &str) -> Value {
 ///
 /// [`SpecError`] for all but 1 to [`LONGEST_NAME`] lower case letters, digits and hyphens, with no hyphen at an end.
 pub fn check_name(name: &str) -> Result<(), SpecError> {
-    if is_dns_label(name, LONGEST_NAME) { Ok(()) } else { wrong("deployment", name, DNS_LABEL) }
+    check_dns_label("deployment", name, LONGEST_NAME)
+}
+
+fn check_dns_label(what: &'static str, name: &str, longest: usize) -> Result<(), SpecError> {
+    if is_dns_label(name, longest) {
+        return Ok(());
+    }
+    let hint =
+        format!("Use up to {longest} lower case letters, digits and -, a letter or digit at both ends.");
+    wrong(what, name, &hint)
 }
 
 /// Refuses what cannot name an image.
@@ -311,8 +305,6 @@ pub fn check_image(image: &str) -> Result<(), SpecError> {
 }
 
 const OUR_LABELS: [&str; 3] = ["app", "tier", "app.kubernetes.io/instance"];
-const DNS_LABEL: &str =
-    "Use lower case letters, digits and -, a letter or digit at both ends, and no more than 52.";
 const LABEL_VALUE: &str = "Use up to 63 letters, digits, -, _ and ., a letter or digit at both ends.";
 const LABEL_KEY: &str =
     "Use a key of a Kubernetes label other than app, tier and app.kubernetes.io/instance.";
@@ -326,7 +318,8 @@ fn is_label_value(text: &str) -> bool {
     text.is_empty() || is_word(text, 63, |c| c.is_ascii_alphanumeric(), |c| b"-_.".contains(&c))
 }
 
-fn is_label_key(text: &str) -> bool {
+/// Whether a text is a qualified name of Kubernetes: a name, alone or after a domain and a slash.
+pub(super) fn is_label_key(text: &str) -> bool {
     let (prefix, name) = text.rsplit_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
     !name.is_empty()
         && is_label_value(name)
@@ -334,23 +327,16 @@ fn is_label_key(text: &str) -> bool {
             .is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(|part| is_dns_label(part, 63)))
 }
 
+/// Whether the text would be another folder where it is the name of a file.
+fn climbs(text: &str) -> bool {
+    text == "." || text.starts_with("..")
+}
+
 /// Whether the text has `outer` at both ends, and `outer` and `inner` between them.
 fn is_word(text: &str, longest: usize, outer: impl Fn(u8) -> bool, inner: impl Fn(u8) -> bool) -> bool {
     let bytes = text.as_bytes();
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return false };
     bytes.len() <= longest && outer(*first) && outer(*last) && bytes.iter().all(|c| outer(*c) || inner(*c))
-}
-
-fn is_quantity(text: &str) -> bool {
-    let digits = text.trim_start_matches(|c: char| c.is_ascii_digit());
-    let rest = match digits.strip_prefix('.') {
-        Some(fraction) => fraction.trim_start_matches(|c: char| c.is_ascii_digit()),
-        None => digits,
-    };
-    let number = &text[..text.len() - rest.len()];
-    const SUFFIXES: [&str; 16] =
-        ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    number.bytes().any(|c| c.is_ascii_digit()) && SUFFIXES.contains(&rest)
 }
 
 fn sentence(text: &str) -> String {
@@ -394,23 +380,28 @@ mod tests {
             (r#"{"labels": {"a": "c d"}}"#, "label"),
             (r#"{"env": {"1A": "x"}}"#, "variable"),
             (r#"{"env": {"A=B": "x"}}"#, "variable"),
+            (r#"{"env": {".": "x"}}"#, "variable"),
+            (r#"{"env": {"..a": "x"}}"#, "variable"),
+            (r#"{"env": {"A": {}}}"#, "definition of a deployment"),
+            (r#"{"env": {"A": {"configMap": "c"}}}"#, "definition of a deployment"),
+            (
+                r#"{"env": {"A": {"configMap": "c", "key": "k", "optional": true}}}"#,
+                "definition of a deployment",
+            ),
+            (r#"{"env": {"A": {"secret": "c", "key": "k", "value": "x"}}}"#, "definition of a deployment"),
+            (
+                r#"{"env": {"A": {"configMap": "c", "secret": "s", "key": "k"}}}"#,
+                "definition of a deployment",
+            ),
             (r#"{"env": {"A": {"configMap": "Up", "key": "k"}}}"#, "name"),
             (r#"{"env": {"A": {"secret": "s", "key": "a/b"}}}"#, "key"),
             (r#"{"resources": {"requests": {"cpu": "500 m"}}}"#, "quantity"),
             (r#"{"resources": {"limits": {"memory": "1GB"}}}"#, "quantity"),
             (r#"{"resources": {"limits": {"": "1"}}}"#, "resource"),
+            (r#"{"resources": {"limits": {"foo": "1"}}}"#, "resource"),
+            (r#"{"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1500m"}}}"#, "request"),
         ] {
             assert_eq!(refused(spec), what, "{spec}");
-        }
-    }
-
-    #[test]
-    fn quantities_are_those_of_kubernetes() {
-        for good in ["0", "1", "500m", "0.5", ".5", "1.", "512Mi", "1Gi", "2k", "3E"] {
-            assert!(is_quantity(good), "{good}");
-        }
-        for bad in ["", ".", "m", "-1", "1 Gi", "1KB", "1mi", "one"] {
-            assert!(!is_quantity(bad), "{bad}");
         }
     }
 
@@ -421,6 +412,14 @@ mod tests {
         }
         for bad in ["", "A", "a.b", "-a", "a-", "a_b", "ä", &"a".repeat(53)] {
             assert!(check_name(bad).is_err(), "{bad}");
+        }
+        for (what, longest) in [("namespace", 63), ("container", 63)] {
+            let spec = |length| format!(r#"{{"{what}": "{}"}}"#, "a".repeat(length));
+            assert!(Spec::parse(&spec(longest)).is_ok(), "{what}");
+            assert!(
+                Spec::parse(&spec(longest + 1)).unwrap_err().hint.contains(&longest.to_string()),
+                "{what}"
+            );
         }
         assert!(is_label_key("example.com/team") && is_label_key("a_b"));
         assert!(!is_label_key("/a") && !is_label_key("a/") && !is_label_key("A.b/c"));
@@ -445,7 +444,7 @@ mod tests {
         #[test]
         fn no_text_breaks_the_parser(text in "\\PC{0,200}") {
             let _ = Spec::parse(&text);
-            let _ = (check_name(&text), check_image(&text), is_quantity(&text), is_label_key(&text));
+            let _ = (check_name(&text), check_image(&text), is_label_key(&text));
         }
     }
 }

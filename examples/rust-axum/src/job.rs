@@ -14,9 +14,9 @@ pub async fn for_each_tenant<E: From<Error> + std::fmt::Debug>(
     work: impl AsyncFn(&Tenant) -> Result<(), E>,
 ) -> Result<Vec<Uuid>, Error> {
     let mut failed = Vec::new();
-    for row in office.get().await?.query("SELECT tenant_list()", &[]).await? {
-        let id = row.get(0);
-        match act_for(pool, id, &work).await {
+    let tenants = office.get().await?.query("SELECT tenant_list()", &[]).await?;
+    for id in tenants.iter().map(|row| row.get(0)) {
+        match act_for(office, pool, id, &work).await {
             Ok(()) => {}
             Err(error) => {
                 tracing::error!("tenant {id} failed: {error:?}");
@@ -28,12 +28,13 @@ pub async fn for_each_tenant<E: From<Error> + std::fmt::Debug>(
 }
 
 async fn act_for<E: From<Error>>(
+    office: &Pool,
     pool: &Pool,
     id: Uuid,
     work: &impl AsyncFn(&Tenant) -> Result<(), E>,
 ) -> Result<(), E> {
     let tenant = match Tenant::begin(pool, id).await {
-        Err(error) if error.1 => {
+        Err(error) if error.1 && !is_active(office, id).await? => {
             tracing::info!("tenant {id} was suspended or deleted meanwhile: {error:?}");
             return Ok(());
         }
@@ -46,6 +47,12 @@ async fn act_for<E: From<Error>>(
             Err(error)
         }
     }
+}
+
+/// Tells a tenant that is over from one that the role may not act for, which is a failure.
+async fn is_active(office: &Pool, id: Uuid) -> Result<bool, Error> {
+    let ask = "SELECT $1 IN (SELECT tenant_list())";
+    Ok(office.get().await?.query_one(ask, &[&id]).await?.get(0))
 }
 
 pub async fn delete_old_orders(tenant: &Tenant) -> Result<(), Error> {

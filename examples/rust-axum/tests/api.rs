@@ -1,6 +1,7 @@
 //! Against a real server, over HTTP. `make examples` gives it a new database from examples/schema.sql.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -340,4 +341,30 @@ async fn the_job_works_for_every_tenant() {
     for tenant in tenants {
         assert_eq!(world.items(tenant).await, ["new"]);
     }
+}
+
+#[tokio::test]
+async fn the_job_fails_for_tenants_that_its_role_may_not_act_for() {
+    let world = World::new().await;
+    let (tenant, _) = world.tenant("starter").await;
+    let failed = for_each_tenant(&world.office, &make_pool("partner", 1), delete_old_orders).await;
+    let failed = failed.expect("a list");
+    assert!(failed.contains(&tenant) && !failed.contains(&PARTNERS.parse().expect("a uuid")));
+}
+
+#[tokio::test]
+async fn the_job_leaves_out_who_is_suspended_meanwhile() {
+    let world = World::new().await;
+    let pair = [world.tenant("starter").await.0, world.tenant("starter").await.0];
+    let worked = AtomicUsize::new(0);
+    let suspend_the_other = async |tenant: &Tenant| {
+        if let Some(at) = pair.iter().position(|id| tenant.context["tenantId"] == json!(id)) {
+            worked.fetch_add(1, Ordering::Relaxed);
+            world.operate("SELECT tenant_suspend($1)", pair[1 - at]).await;
+        }
+        Ok::<(), Error>(())
+    };
+    let failed = for_each_tenant(&world.office, &world.pool, suspend_the_other).await.expect("a list");
+    assert!(failed.is_empty());
+    assert_eq!(worked.load(Ordering::Relaxed), 1);
 }
