@@ -102,6 +102,15 @@ class Rate:
 
 
 @dataclass
+class Wal:
+    """Bytes of WAL that the server writes meanwhile, none of which are allowed."""
+
+    name: str
+    text: str
+    measure: Callable[[], int]
+
+
+@dataclass
 class Rates:
     """A chart of calls a second by clients, of each side."""
 
@@ -789,12 +798,15 @@ def denied(databases):
             before=FOLDED,
         )
 
-    def note():
+    def wal():
+        sizes = []
         with Session(databases.library, databases.quota(), "bench_app", options) as session:
-            before = session.ask("SELECT pg_current_wal_insert_lsn()")
-            session.ask("DO $$ BEGIN FOR n IN 1..10000 LOOP PERFORM tenant_quota_try_consume('denied_requests'); COMMIT; END LOOP; END $$")
-            size = session.ask(f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')")
-        return f"`denied`: the server wrote {size} bytes of WAL during 10 000 such calls."
+            # Others write now and then; calls that write would do so each time.
+            for _ in range(5):
+                before = session.ask("SELECT pg_current_wal_insert_lsn()")
+                session.ask("DO $$ BEGIN FOR n IN 1..10000 LOOP PERFORM tenant_quota_try_consume('denied_requests'); COMMIT; END LOOP; END $$")
+                sizes.append(int(session.ask(f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')")))
+        return min(sizes)
 
     # What there is, for those that come.
     databases.library.sql(
@@ -802,14 +814,14 @@ def denied(databases):
         "SELECT FROM tenant_quota_try_consume('denied_requests', 10)",
         options=options,
     )
-    return Work(
+    flood = Work(
         "denied",
         "`tenant_quota_try_consume`, escrow, denied, 16 clients",
         {"ours": side("tenant_quota_try_consume"), "check": side("tenant_quota_check")},
         [Against("check", "`tenant_quota_check`", rate=0.9)],
         clients=16,
-        note=note,
     )
+    return [flood, Wal("denied-wal", "10 000 calls of `tenant_quota_try_consume`, escrow, denied", wal)]
 
 
 def history(databases):
@@ -1188,7 +1200,7 @@ GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
     "leased": (["leased-hot-1", "leased-hot-16", "leased-hot-64"], leased),
     "leased-redis": (["leased-redis-16"], lambda d: [leased_redis(d)]),
     "leased-inside": (["leased-inside"], lambda d: [leased_inside(d)]),
-    "denied": (["denied"], lambda d: [denied(d)]),
+    "denied": (["denied", "denied-wal"], denied),
     "history": (["history-consume", "history-usage"], history),
     "quota-rates": (["quota-rates"], lambda d: [rates(d)]),
     "check": (["check"], lambda d: [check(d)]),

@@ -1,12 +1,13 @@
 //! Quotas: what one session is answered. See [`concurrent`] for several, [`escrow`] and [`leased`] for the modes in shared
 //! memory, [`time`] for periods, [`idempotency`] for requests that come twice, [`reservation`] for units that are held,
-//! [`events`] for thresholds, [`impact`] for dry runs.
+//! [`events`] for thresholds, [`impact`] for dry runs, [`invariants`] for what must never disagree.
 
 pub mod concurrent;
 mod escrow;
 mod events;
 mod idempotency;
 mod impact;
+mod invariants;
 mod leased;
 mod reservation;
 mod time;

@@ -2,17 +2,20 @@
 //! must be what the database says.
 //!
 //! Rounds follow one another on the same data. In each, [`client`]s use random keys in random transactions, the
-//! [`operator`](Torture::traffic) changes limits and modes and ends workers, and at a random moment a [`Fault`] strikes.
+//! [`operator`](Torture::traffic) changes limits, plans and modes and ends workers, and at a random moment a [`Fault`] strikes.
 //! A client keeps in its [`Log`] what it was told: units that are acknowledged, and units of which it does not know because
-//! the connection went away. What the database says must lie between the two ([`Torture::verify`]).
+//! the connection went away. What the database says must lie between the two ([`Torture::verify`]). Each answer is held
+//! against the [`limits`] that may have been in force when it was asked for.
 //!
 //! `TENANT_RLS_TORTURE_SECONDS` says how long (`make torture`: 600), `TENANT_RLS_TORTURE_SEED` repeats what a run has
 //! planned; how the processes meet is new in each.
 
 mod client;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,30 +25,55 @@ use postgres::Client;
 use crate::cluster::{Cluster, kill, try_connect};
 use crate::harness::{A, B, Session, Stops, describe};
 use crate::quota::concurrent::Random;
-use client::Log;
+use client::{Asked, Log, Told};
+use limits::{Limits, Setting};
 
 /// The role of the clients.
 const APP: &str = "app";
 
 const TENANTS: [&str; 3] = [A, B, "cccccccc-0000-4000-8000-00000000000c"];
 
+/// Plans, between which tenants are moved.
+const PLANS: [&str; 2] = ["free", "starter"];
+
 /// Resources and their modes, between which an operator changes them.
-const RESOURCES: [Resource; 6] = [
-    Resource { name: "strict", is_gauge: false, modes: &["strict"] },
-    Resource { name: "escrow", is_gauge: false, modes: &["escrow"] },
-    Resource { name: "leased", is_gauge: false, modes: &["leased"] },
-    Resource { name: "mixed", is_gauge: false, modes: &["strict", "escrow", "leased"] },
-    Resource { name: "seats", is_gauge: true, modes: &["escrow"] },
-    Resource { name: "rooms", is_gauge: true, modes: &["strict", "escrow"] },
+const RESOURCES: [Resource; 10] = [
+    Resource::counter("strict", &["strict"]),
+    Resource::counter("escrow", &["escrow"]),
+    Resource::counter("leased", &["leased"]),
+    Resource::counter("mixed", &["strict", "escrow", "leased"]),
+    Resource { is_gauge: true, ..Resource::counter("seats", &["escrow"]) },
+    Resource { is_gauge: true, ..Resource::counter("rooms", &["strict", "escrow"]) },
+    // Periods end while it runs.
+    Resource { period: "second", ..Resource::counter("ticks", &["strict", "escrow"]) },
+    Resource { period: "second", ..Resource::counter("rate", &["leased"]) },
+    Resource { enforcement: "soft", ..Resource::counter("soft", &["strict", "escrow", "leased"]) },
+    Resource { enforcement: "shadow", ..Resource::counter("shadow", &["strict", "escrow", "leased"]) },
 ];
 
 struct Resource {
     name: &'static str,
     is_gauge: bool,
+    period: &'static str,
+    enforcement: &'static str,
     modes: &'static [&'static str],
 }
 
 impl Resource {
+    const fn counter(name: &'static str, modes: &'static [&'static str]) -> Resource {
+        Resource { name, is_gauge: false, period: "none", enforcement: "hard", modes }
+    }
+
+    /// Whether units are counted from 0 again, so that only the sum over all periods is known.
+    fn is_periodic(&self) -> bool {
+        self.period != "none"
+    }
+
+    /// Whether a limit denies.
+    fn is_hard(&self) -> bool {
+        self.enforcement == "hard"
+    }
+
     /// Whether units may outlive the transaction that takes them.
     fn may_be_leased(&self) -> bool {
         self.modes.contains(&"leased")
@@ -118,29 +146,43 @@ impl Plan {
 /// What is known of a key after a round.
 #[derive(Clone, Copy, Default)]
 struct Known {
-    /// Units used.
+    /// Units used, when that was last known exactly: of a key with periods, when the workers had last come to rest.
     used: i64,
-    /// Units that crashes have stranded.
+    /// What clients were told since.
+    told: Told,
+    /// Units that crashes have stranded since.
     stranded: i64,
-    /// The highest limit since the last round.
+    /// Units at stake after the last round.
+    at_stake: i64,
+    /// The highest limit of the last round: a lease may still have units that were granted then.
     limit: i64,
-    /// That of the last round: a lease may still have units that were granted then.
-    limit_before: i64,
 }
 
-/// What the database says of a key.
+/// What the database says of a key, in all its periods.
 struct Said {
     recorded: i64,
+    /// The most in one period of these rounds.
+    most_recorded: i64,
+    /// Without what is granted and unused; of a key with periods that is not to be seen.
     used: i64,
     at_stake: i64,
     stranded: i64,
+    /// Units of reservations whose time is over, which were not given back yet.
+    due: i64,
 }
 
 struct Torture {
     seed: u64,
     random: Random,
     cluster: Cluster,
+    limits: Arc<Limits>,
     known: BTreeMap<Key, Known>,
+    /// Units that were stranded when the round began.
+    stranded: BTreeMap<Key, i64>,
+    /// Whether it is sure that these are all of the crashes before.
+    noted: bool,
+    /// When this round and the one before began, by the clock of the server.
+    since: [String; 2],
     round: u64,
     faults: BTreeMap<Fault, u64>,
     worker_kills: u64,
@@ -168,20 +210,25 @@ impl Torture {
         let mut admin = cluster.connect("postgres", "postgres");
         admin.run(&format!(
             "CREATE EXTENSION tenant_rls; CREATE ROLE {APP} LOGIN; ALTER ROLE {APP} SET commit_delay = 0;
+             ALTER ROLE {APP} SET log_min_messages = fatal;
              SELECT tenant_grant('{APP}')"
         ));
         for tenant in TENANTS {
             admin.run(&format!("SELECT tenant_create('{tenant}')"));
         }
-        for Resource { name, is_gauge, .. } in RESOURCES {
+        for Resource { name, is_gauge, period, .. } in RESOURCES {
             let kind = if is_gauge { "gauge" } else { "counter" };
-            admin.run(&format!("SELECT tenant_resource_define('{name}', '{kind}', 'unit', 'none')"));
+            admin.run(&format!("SELECT tenant_resource_define('{name}', '{kind}', 'unit', '{period}')"));
         }
         Torture {
             seed,
             random: Random::of(seed),
             cluster,
+            limits: Arc::new(Limits::new()),
             known: Key::all().map(|key| (key, Known::default())).collect(),
+            stranded: BTreeMap::new(),
+            noted: true,
+            since: ["-infinity".into(), "-infinity".into()],
             round: 0,
             faults: BTreeMap::new(),
             worker_kills: 0,
@@ -211,15 +258,22 @@ impl Torture {
         self.round += 1;
         let standby = (plan.fault == Fault::Promotion).then(|| self.standby());
         let mut admin = self.admin();
-        for key in Key::all() {
-            admin.run(&format!(
-                "SELECT tenant_quota_unset('{}', '{}')",
-                TENANTS[key.tenant], RESOURCES[key.resource].name
-            ));
+        let now: String = admin.one("SELECT clock_timestamp()::text");
+        self.since = [now, std::mem::take(&mut self.since[0])];
+        let mut settings: Vec<Setting> = Vec::new();
+        settings.extend((0..TENANTS.len()).map(|tenant| Setting::Tenant { tenant, plan: 0 }));
+        settings.extend(Key::all().map(|key| Setting::Own { key, limit: None }));
+        for plan in 0..PLANS.len() {
+            settings.extend((0..RESOURCES.len()).map(|resource| self.limit_of_plan(plan, resource)));
         }
-        for resource in 0..RESOURCES.len() {
-            self.change_limit(&mut admin, resource, None).expect("a limit that can be set");
-        }
+        let sql: Vec<String> = settings.iter().map(|setting| self.sql(setting)).collect();
+        let done: Result<(), ()> = self.limits.clone().set(&settings, || {
+            admin.run(&sql.join(";"));
+            Ok(true)
+        });
+        done.expect("limits that can be set");
+        self.limits.begin_round();
+        self.stranded = Key::all().map(|key| (key, self.said(&mut admin, key).stranded)).collect();
         drop(admin);
         let found = self.traffic(plan, standby).and_then(|logs| self.verify(plan, &logs, settled));
         if let Err(violation) = found {
@@ -252,13 +306,16 @@ impl Torture {
     fn traffic(&mut self, plan: &Plan, standby: Option<Cluster>) -> Result<Vec<Log>, String> {
         let stop = AtomicBool::new(false);
         let port = AtomicU16::new(self.cluster.port());
+        let limits = self.limits.clone();
         let seeds: Vec<u64> = (0..plan.clients).map(|_| self.random.below(u64::MAX)).collect();
         thread::scope(|scope| {
-            let (stop, port) = (&stop, &port);
+            let (stop, port, limits) = (&stop, &port, &*limits);
             let stops = Stops(stop);
             let clients: Vec<_> = seeds
                 .into_iter()
-                .map(|seed| scope.spawn(move || client::work(Random::of(seed), port, plan.leased_only, stop)))
+                .map(|seed| {
+                    scope.spawn(move || client::work(Random::of(seed), port, plan.leased_only, limits, stop))
+                })
                 .collect();
             self.operate(plan.before, plan.leased_only)?;
             self.strike(plan, standby);
@@ -287,14 +344,9 @@ impl Torture {
                     );
                     self.worker_kills += ended.map_or(0, |rows| rows.len() as u64);
                 }
-                2..=5 if !leased_only => {
-                    let resource = self.random.below(RESOURCES.len() as u64) as usize;
-                    self.change_limit(&mut admin, resource, None)?;
-                }
-                6..=7 if !leased_only => {
-                    let resource = self.random.below(RESOURCES.len() as u64) as usize;
-                    let tenant = self.random.below(TENANTS.len() as u64) as usize;
-                    self.change_limit(&mut admin, resource, Some(tenant))?;
+                2..=8 if !leased_only => {
+                    let setting = self.setting();
+                    self.change(&mut admin, setting)?;
                 }
                 _ => {}
             }
@@ -302,41 +354,67 @@ impl Torture {
         Ok(())
     }
 
-    /// Sets a limit of the plan, or of a tenant alone; often one that is about to be reached, sometimes one that is passed.
-    fn change_limit(
-        &mut self,
-        admin: &mut Client,
-        resource: usize,
-        tenant: Option<usize>,
-    ) -> Result<(), String> {
-        let Resource { name, modes, .. } = RESOURCES[resource];
-        let keys =
-            Key::all().filter(|key| key.resource == resource && tenant.is_none_or(|one| one == key.tenant));
-        let keys: Vec<Key> = keys.collect();
-        let used = keys.iter().map(|key| self.known[key].used).max().unwrap_or_default();
-        let room = [50, 1000, 50_000, 1_000_000][self.random.below(4) as usize];
-        let limit = (used - 20).max(0) + self.random.below(room) as i64;
-        let sql = match tenant {
-            Some(tenant) if self.random.below(3) == 0 => {
-                format!("SELECT tenant_quota_unset('{}', '{name}')", TENANTS[tenant])
-            }
-            Some(tenant) => format!("SELECT tenant_quota_set('{}', '{name}', {limit})", TENANTS[tenant]),
-            None => {
-                let mode = modes[self.random.below(modes.len() as u64) as usize];
-                format!("SELECT tenant_plan_limit_set('free', '{name}', {limit}, mode => '{mode}')")
-            }
-        };
-        for key in keys {
-            let known = self.known.get_mut(&key).expect("every key is known");
-            known.limit = known.limit.max(limit);
+    /// A random setting.
+    fn setting(&mut self) -> Setting {
+        let mut below = |bound: usize| self.random.below(bound as u64) as usize;
+        let key = Key { tenant: below(TENANTS.len()), resource: below(RESOURCES.len()) };
+        let plan = below(PLANS.len());
+        match below(6) {
+            0 => Setting::Tenant { tenant: key.tenant, plan },
+            1 => Setting::Own { key, limit: None },
+            2 => Setting::Own { key, limit: Some(self.limit(key)) },
+            _ => self.limit_of_plan(plan, key.resource),
         }
-        match admin.batch_execute(&sql) {
+    }
+
+    fn limit_of_plan(&mut self, plan: usize, resource: usize) -> Setting {
+        let keys = Key::all().filter(|key| key.resource == resource);
+        let key = keys.max_by_key(|key| self.known[key].used).expect("a tenant");
+        Setting::Plan { plan, resource, limit: self.limit(key) }
+    }
+
+    /// A limit, often one that is about to be reached, sometimes one that is passed.
+    fn limit(&mut self, key: Key) -> i64 {
+        // A key with periods begins at 0 again.
+        let used = if RESOURCES[key.resource].is_periodic() { 0 } else { self.known[&key].used };
+        let room = [50, 1000, 50_000, 1_000_000][self.random.below(4) as usize];
+        (used - 20).max(0) + self.random.below(room) as i64
+    }
+
+    fn sql(&mut self, setting: &Setting) -> String {
+        match *setting {
+            Setting::Tenant { tenant, plan } => {
+                format!("SELECT tenant_plan_change('{}', '{}')", TENANTS[tenant], PLANS[plan])
+            }
+            Setting::Own { key: Key { tenant, resource }, limit } => {
+                let (tenant, name) = (TENANTS[tenant], RESOURCES[resource].name);
+                match limit {
+                    Some(limit) => format!("SELECT tenant_quota_set('{tenant}', '{name}', {limit})"),
+                    None => format!("SELECT tenant_quota_unset('{tenant}', '{name}')"),
+                }
+            }
+            Setting::Plan { plan, resource, limit } => {
+                let Resource { name, enforcement, modes, .. } = RESOURCES[resource];
+                let mode = modes[self.random.below(modes.len() as u64) as usize];
+                format!(
+                    "SELECT tenant_plan_limit_set('{}', '{name}', {limit}, enforcement => '{enforcement}', mode => '{mode}')",
+                    PLANS[plan]
+                )
+            }
+        }
+    }
+
+    /// Makes a setting. The server may go down meanwhile.
+    fn change(&mut self, admin: &mut Client, setting: Setting) -> Result<(), String> {
+        let sql = self.sql(&setting);
+        self.limits.set(&[setting], || match admin.batch_execute(&sql) {
+            Ok(()) => Ok(true),
             // The server may still be on its way down.
             Err(error) if error.as_db_error().is_some() && !admin.is_closed() => {
                 Err(format!("{sql}: {}", describe(&error)))
             }
-            _ => Ok(()),
-        }
+            Err(_) => Ok(false),
+        })
     }
 
     /// Waits until a worker is about to commit, if one is soon. Of leases nothing else is ever at risk.
@@ -391,45 +469,74 @@ impl Torture {
         let mut admin = self.admin();
         self.calls += logs.iter().map(|log| log.calls).sum::<u64>();
         self.commits += logs.iter().map(|log| log.commits).sum::<u64>();
+        let noted = plan.fault == Fault::Nothing || self.is_stranding_noted(&mut admin);
         for key in Key::all() {
-            let told = logs.iter().map(|log| log.told(key)).fold(client::Told::default(), client::Told::and);
             let known = self.known[&key];
-            // What a call that failed as a whole has given back is at stake again, which the worker notes within a moment.
+            let told = logs.iter().map(|log| log.told(key)).fold(known.told, Told::and);
+            let least = known.used + told.acknowledged + told.taken_back;
+            let most = known.used + told.acknowledged + told.taken;
+            // What a call that failed as a whole has given back is at stake again, which the worker notes within a moment, and
+            // units that are held for a moment still count.
             let until = Instant::now() + Duration::from_secs(5);
-            let Said { recorded, used, at_stake, stranded } = loop {
-                let now = said(&mut admin, key);
-                if now.recorded <= now.used + now.at_stake || Instant::now() > until {
-                    break now;
+            let (now, stranded, surplus) = loop {
+                let now = self.said(&mut admin, key);
+                let stranded = now.stranded - self.stranded[&key];
+                let lost = if plan.fault == Fault::Nothing { 0 } else { stranded + now.at_stake };
+                let surplus = match RESOURCES[key.resource].is_periodic() {
+                    true => now.recorded - most - known.stranded - stranded - now.at_stake - now.due,
+                    false => (now.used - most - lost).max(now.recorded - now.used - now.at_stake - now.due),
+                };
+                if surplus <= 0 || now.used < least || Instant::now() > until {
+                    break (now, stranded, surplus);
                 }
                 thread::sleep(Duration::from_millis(50));
             };
-            let least = known.used + told.acknowledged + told.taken_back;
-            let mut most = known.used + told.acknowledged + told.taken;
-            if plan.fault != Fault::Nothing {
-                most += stranded + at_stake - known.stranded;
-            }
+            let limit = self.limits.highest(key);
+            let asked = logs.iter().flat_map(|log| &log.asked).filter(|asked| asked.key == key);
+            let failed: Vec<i64> =
+                asked.clone().filter(|asked| asked.failed).map(|asked| asked.units).collect();
+            let at_hand = at_hand(asked, plan.clients);
             let facts = format!(
-                "{key}: {} before, {} acknowledged, {}..{} unknown, {recorded} recorded, {used} used, {at_stake} at \
-                 stake, {stranded} stranded ({} before), limit {} ({} before)",
+                "{key}: {} before, {} acknowledged, {}..{} unknown, {} recorded ({} in one period), {} used, {} at stake ({} \
+                 before), {stranded} stranded now, {} since, {at_hand} at hand at most, {failed:?} given back by calls that failed, {} due, limit {limit} ({} before)",
                 known.used,
                 told.acknowledged,
                 told.taken_back,
                 told.taken,
+                now.recorded,
+                now.most_recorded,
+                now.used,
+                now.at_stake,
+                known.at_stake,
                 known.stranded,
-                known.limit,
-                known.limit_before
+                now.due,
+                known.limit
             );
-            if used < least || used > most {
+            if now.used < least || surplus > 0 {
                 return Err(format!("not between {least} and {most}: {facts}"));
             }
-            if recorded < used || recorded > used + at_stake {
+            if now.recorded < now.used {
                 return Err(format!("what is recorded is not what is used: {facts}"));
             }
-            if recorded > known.limit.max(known.limit_before) {
+            if RESOURCES[key.resource].is_hard() && now.most_recorded > limit.max(known.limit) {
                 return Err(format!("above every limit: {facts}"));
             }
-            self.known.insert(key, Known { used, stranded, limit: recorded, limit_before: known.limit });
+            // Of a crash before this round the worker may have been told in this one. At the end of a period there are two leases.
+            let before = if self.noted { 0 } else { known.at_stake };
+            let leases = if RESOURCES[key.resource].is_periodic() { 2 } else { 1 };
+            let strandable =
+                if plan.fault == Fault::Nothing { before } else { known.at_stake + leases * at_hand };
+            if stranded > strandable {
+                return Err(format!("more stranded than a chunk, {strandable}: {facts}"));
+            }
+            let at_stake = now.at_stake;
+            let known = match RESOURCES[key.resource].is_periodic() {
+                true => Known { told, stranded: known.stranded + stranded, at_stake, limit, ..known },
+                false => Known { used: now.used, at_stake, limit, ..Known::default() },
+            };
+            self.known.insert(key, known);
         }
+        self.noted = noted;
         let is_own = |line: &&str| {
             ["PANIC:", "TRAP:"].iter().any(|part| line.contains(part))
                 || line.contains("was terminated by signal") && !line.contains("was terminated by signal 9")
@@ -441,13 +548,15 @@ impl Torture {
         if restarts > self.kills {
             return Err(format!("the server has restarted {restarts} times for {} kills", self.kills));
         }
-        let rest = "NOT EXISTS (SELECT FROM tenant_rls.ledger) AND NOT EXISTS (SELECT FROM tenant_leases WHERE at_stake <> 0)";
+        let rest = "NOT EXISTS (SELECT FROM tenant_rls.ledger) AND NOT EXISTS (SELECT FROM tenant_leases WHERE at_stake <> 0)
+             AND NOT EXISTS (SELECT FROM tenant_rls.reservations WHERE state = 'held' AND expires_at < clock_timestamp())";
         let rest = if settled { rest } else { "true" };
         let sql = format!("SELECT NOT EXISTS (SELECT FROM tenant_quota_invariants) AND {rest}");
         if !is_soon(&mut admin, &sql) {
             let state = "SELECT concat_ws('; ',
                  (SELECT 'findings: ' || string_agg(i::text, ' ') FROM tenant_quota_invariants AS i),
                  (SELECT 'rows in the ledger: ' || count(*) FROM tenant_rls.ledger),
+                 (SELECT 'due: ' || count(*) FROM tenant_rls.reservations WHERE state = 'held' AND expires_at < clock_timestamp()),
                  (SELECT 'at stake: ' || string_agg(l::text, ' ') FROM tenant_leases AS l WHERE at_stake <> 0),
                  (SELECT 'status: ' || s FROM tenant_worker_status() AS s),
                  (SELECT 'processes: ' || string_agg(concat_ws(' ', backend_type, state, wait_event), ', ')
@@ -456,13 +565,65 @@ impl Torture {
         }
         if settled {
             for key in Key::all() {
-                let said = said(&mut admin, key);
-                if said.recorded != self.known[&key].used {
-                    return Err(format!("{key}: {} recorded, {} used", said.recorded, self.known[&key].used));
+                let Said { recorded, used, .. } = self.said(&mut admin, key);
+                let known = self.known.get_mut(&key).expect("every key is known");
+                if RESOURCES[key.resource].is_periodic() {
+                    let least = known.used + known.told.acknowledged + known.told.taken_back;
+                    let most = known.used + known.told.acknowledged + known.told.taken + known.stranded;
+                    if recorded < least || recorded > most {
+                        return Err(format!(
+                            "{key}: {recorded} recorded at rest, not between {least} and {most}"
+                        ));
+                    }
+                    *known = Known { used, limit: known.limit, ..Known::default() };
+                } else if recorded != known.used {
+                    return Err(format!("{key}: {recorded} recorded, {} used", known.used));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Waits until a worker has looked what the crash of this round has stranded. Whether that is sure: one that was ended
+    /// may not have come so far.
+    fn is_stranding_noted(&self, admin: &mut Client) -> bool {
+        wait(
+            admin,
+            "SELECT coalesce(worked_at >= started_at, false) OR pid IS NULL AND started_at IS NOT NULL FROM tenant_worker_status()",
+        );
+        admin.one("SELECT coalesce(worked_at >= started_at, false) FROM tenant_worker_status()")
+    }
+
+    /// What the database says of a key, in one snapshot.
+    fn said(&self, admin: &mut Client, key: Key) -> Said {
+        let is_periodic = RESOURCES[key.resource].is_periodic();
+        let row = &admin.rows(&format!(
+            "WITH u AS (SELECT used, period_start FROM tenant_rls.units WHERE tenant_id = '{tenant}' AND resource = '{resource}'
+                 UNION ALL
+                 SELECT used, period_start FROM tenant_rls.usage_history WHERE tenant_id = '{tenant}' AND resource = '{resource}'),
+             l AS (SELECT * FROM tenant_leases WHERE tenant = '{tenant}' AND resource = '{resource}'
+                 AND resets_at > timestamptz '{since}' - interval '10 min')
+             SELECT (SELECT coalesce(sum(used), 0)::bigint FROM u),
+                 (SELECT coalesce(max(used), 0) FROM u WHERE NOT {is_periodic} OR period_start >= '{since_before}'),
+                 (SELECT coalesce(sum(used), 0)::bigint FROM tenant_rls.usage_of('{tenant}') WHERE resource = '{resource}'),
+                 (SELECT coalesce(sum(at_stake), 0)::bigint FROM l), (SELECT coalesce(sum(stranded), 0)::bigint FROM l),
+                 (SELECT coalesce(sum(units), 0)::bigint FROM tenant_rls.reservations WHERE tenant_id = '{tenant}'
+                  AND resource = '{resource}' AND state = 'held' AND expires_at <= clock_timestamp())",
+            tenant = TENANTS[key.tenant],
+            resource = RESOURCES[key.resource].name,
+            since = self.since[0],
+            since_before = self.since[1],
+        ))[0];
+        let recorded = row.get(0);
+        let used = if is_periodic { recorded } else { row.get(2) };
+        Said {
+            recorded,
+            most_recorded: row.get(1),
+            used,
+            at_stake: row.get(3),
+            stranded: row.get(4),
+            due: row.get(5),
+        }
     }
 
     /// What the server has logged of processes that went down.
@@ -490,17 +651,34 @@ impl Torture {
     }
 }
 
-/// What the database says of a key, in one snapshot.
-fn said(admin: &mut Client, key: Key) -> Said {
-    let row = &admin.rows(&format!(
-        "SELECT coalesce(u.used, 0), coalesce(v.used, 0), coalesce(l.at_stake, 0), coalesce(l.stranded, 0)
-         FROM (VALUES ('{}'::uuid, '{}')) AS k (tenant, resource)
-         LEFT JOIN tenant_rls.units AS u ON u.tenant_id = k.tenant AND u.resource = k.resource
-         LEFT JOIN tenant_rls.usage_of(k.tenant) AS v ON v.resource = k.resource
-         LEFT JOIN tenant_leases AS l ON l.tenant = k.tenant AND l.resource = k.resource",
-        TENANTS[key.tenant], RESOURCES[key.resource].name
-    ))[0];
-    Said { recorded: row.get(0), used: row.get(1), at_stake: row.get(2), stranded: row.get(3) }
+/// The most units of a key that a lease can have had at hand at one moment, by what was asked of it: as many as were used in a
+/// second at the highest rate, of which the shortest time that is measured is a tenth of one; or as many as a caller waited
+/// for. And what calls that failed as a whole have given back.
+fn at_hand<'a>(asked: impl Iterator<Item = &'a Asked> + Clone, clients: u64) -> i64 {
+    const PART: f64 = 0.01;
+    const SHORTEST: f64 = 0.1;
+    let Some(first) = asked.clone().map(|asked| asked.began).min() else { return 0 };
+    let last = asked.clone().map(|asked| asked.ended).max().unwrap_or(first);
+    let part = |at: Instant| ((at - first).as_secs_f64() / PART) as usize;
+    // Units asked for until the end of each part, and answered before its beginning.
+    let mut begun = vec![0; part(last) + 1];
+    let mut ended = vec![0; part(last) + 2];
+    for Asked { began, ended: end, units, .. } in asked {
+        begun[part(*began)] += units;
+        ended[part(*end) + 1] += units;
+    }
+    for at in 1..begun.len() {
+        begun[at] += begun[at - 1];
+        ended[at] += ended[at - 1];
+    }
+    let mut rate: f64 = 0.0;
+    for (from, before) in ended.iter().enumerate() {
+        for (to, until) in begun.iter().enumerate().skip(from) {
+            let time = (to - from).saturating_sub(1) as f64 * PART;
+            rate = rate.max((until - before) as f64 / time.max(SHORTEST));
+        }
+    }
+    rate as i64 + clients as i64 * client::MOST_UNITS
 }
 
 /// Whether a line of the server log tells of a process that went down, or of a server that came up.

@@ -1,5 +1,11 @@
 //! Locks of our own: heavyweight locks of the advisory kind, of classes that no SQL function can take. They belong to the
 //! transaction, and the server's own detector finds deadlocks among them.
+//!
+//! # Lock protocol
+//!
+//! In the order of the classes: [`Class::Fence`], [`Class::Once`], [`Class::Turn`], [`Class::Key`], [`Class::Ledger`]. Of one class
+//! a call takes one, or several in the order of the names. [`Class::CachePart`] comes with the rows of the cache,
+//! [`Class::Ticket`] after all others. Who is held up by whom is in ARCHITECTURE.md, with a picture.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

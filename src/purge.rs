@@ -9,6 +9,8 @@
 //! grants. Last, those that policies do not hold for and that began to write before the tenant was gone are waited
 //! for once more, and what they have left goes too.
 //!
+//! # Lock protocol
+//!
 //! Every transaction begins with the fence: it waits for writers of the tenant, and for another purge of it.
 //! Rows are read and deleted with the rights of the table's owner, as by foreign keys, so what users have made (triggers,
 //! conditions of indexes) gets no more.

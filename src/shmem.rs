@@ -18,6 +18,8 @@
 //! entries that nobody has used for longest make room; if there are none, the key is counted in mode strict.
 
 mod database;
+#[cfg(feature = "pg_test")]
+mod disturb;
 mod table;
 
 use std::cell::Cell;

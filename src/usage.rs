@@ -1,7 +1,11 @@
 //! What the usage views need beyond SQL.
+//!
+//! # Lock protocol
+//!
+//! Views wait for nobody. Closing periods takes rows that nobody has locked, and keeps them until the transaction ends: who
+//! settles a reservation of such a period meanwhile waits.
 
-use std::collections::HashMap;
-use std::sync::atomic::Ordering::SeqCst;
+mod counters;
 
 use pgrx::prelude::*;
 use pgrx::{AnyNumeric, Uuid, pg_sys};
@@ -14,7 +18,6 @@ use crate::plan::{CachedPlan, Snapshot, as_owner, read};
 use crate::quota::{self, gauge, period};
 use crate::registry;
 use crate::tenant::TenantId;
-use crate::{clock, gucs, shmem};
 
 /// Whether the role sees the usage of all tenants.
 #[pg_extern(sql = false)]
@@ -218,7 +221,7 @@ fn invariants() -> TableIterator<
         }
         let mut findings = Vec::new();
         orphans(&mut findings)?;
-        counters(&mut findings)?;
+        counters::check(&mut findings)?;
         overheld(&mut findings)?;
         for resource in gauge::attached()? {
             drift(&resource, &mut findings)?;
@@ -226,71 +229,6 @@ fn invariants() -> TableIterator<
         Ok(findings)
     };
     TableIterator::new(or_raise(findings()))
-}
-
-/// What shared memory counts of a key.
-struct Counter {
-    key: shmem::Key,
-    units: i64,
-    called_at: i64,
-}
-
-/// The keys of which nothing is in flight, and what shared memory says of them.
-fn settled_counters() -> Vec<Counter> {
-    let mut counters = Vec::with_capacity(gucs::quota_keys());
-    shmem::each(|entry| counters.extend(settled_counter(entry)));
-    counters
-}
-
-fn settled_counter(entry: &shmem::Entry) -> Option<Counter> {
-    let units = match entry.kind() {
-        shmem::Kind::Escrow => entry.sup.load(SeqCst),
-        shmem::Kind::Leased => entry.granted.load(SeqCst),
-    };
-    let called_at = entry.called_at.load(SeqCst);
-    // What was counted in a period that is over may have moved to the history.
-    let is_over = entry.resets_at.load(SeqCst) <= clock::now();
-    let is_settled = entry.pins.load(SeqCst) == 0 && !entry.is_stale() && !is_over;
-    is_settled.then_some(Counter { key: *entry.key(), units, called_at })
-}
-
-/// Keys whose units shared memory and the tables know differently, and units below zero. Looks at a key again that was used
-/// meanwhile: a disagreement counts only of one that was not.
-fn counters(findings: &mut Vec<Finding>) -> Result<()> {
-    // What comes back of a period that is over is below zero by itself, until it is closed again.
-    let sql = "SELECT u.tenant_id, u.resource, u.period_start, u.used, \
-                 CASE WHEN u.used OPERATOR(pg_catalog.<) 0 THEN coalesce(( \
-                    SELECT h.used FROM tenant_rls.usage_history AS h WHERE h.tenant_id OPERATOR(pg_catalog.=) u.tenant_id \
-                    AND h.resource OPERATOR(pg_catalog.=) u.resource \
-                    AND h.period_start OPERATOR(pg_catalog.=) u.period_start), 0) ELSE 0 END \
-               FROM tenant_rls.units AS u";
-    let counters = settled_counters();
-    let mut recorded = HashMap::new();
-    as_owner(|| {
-        read(Snapshot::Latest, sql, |row| {
-            if let (Some(id), Some(resource), Some(start), Some(used)) =
-                (row.get::<Uuid>(1), row.get::<String>(2), row.get::<i64>(3), row.get::<i64>(4))
-            {
-                let total = used + row.get::<i64>(5).unwrap_or_default();
-                if total < 0 {
-                    let finding = "units below zero";
-                    findings.push((Some(id), Some(resource.clone()), finding, Some(0), Some(total)));
-                }
-                recorded.insert((*id.as_bytes(), resource, start), used);
-            }
-        });
-    })?;
-    for Counter { key, units, called_at } in counters {
-        let name = (*key.tenant().as_bytes(), key.resource().to_string(), key.period_start());
-        let used = recorded.get(&name).copied().unwrap_or_default();
-        let still = shmem::look(&key, settled_counter).flatten();
-        if used != units && still.is_some_and(|now| now.units == units && now.called_at == called_at) {
-            let tenant = Uuid::from_bytes(*key.tenant().as_bytes());
-            let finding = "shared memory differs from the tables";
-            findings.push((Some(tenant), Some(key.resource().into()), finding, Some(used), Some(units)));
-        }
-    }
-    Ok(())
 }
 
 /// Usage of tenants or resources that the registry does not know.

@@ -4,6 +4,14 @@
 //! rows in the ledger, a caller that waits for a lease, something that has fallen due. The worker goes when it has found
 //! nothing to do for a moment, so that it stands in nobody's way who drops or copies the database. An error of its own
 //! ends it; it is started again after a pause, which grows.
+//!
+//! # Lock protocol
+//!
+//! Each transaction first takes the tables that it uses, if nobody has one of them for himself; then tenants, if they are not
+//! fenced; then the lock of the ledger, where it folds; then rows. It waits for those rows of `tenant_rls.usage` that it folds
+//! into, which only SQL by hand can have locked, and passes by what others have locked elsewhere. It tells entries of shared
+//! memory what it has written when its transaction has committed, and holds no other lock then. One process at a time is the
+//! worker of a database ([`Database::begin_work`]).
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;

@@ -7,8 +7,9 @@
 //! key into the ledger; when it has ended, the interval closes around what came to pass. Nobody waits: a call that might
 //! overshoot if others commit is denied with reason `in_flight`.
 //!
-//! *Paths never mix on a key.* An entry is made only by who holds the lock of the key, so no transaction of mode strict,
-//! which holds that lock to its end, is at work on the key then. Mode strict counts a key only when, holding the lock, it
+//! *Paths never mix on a key.* An entry is made by who holds the lock of the key, so no transaction of mode strict, which holds
+//! that lock to its end, is at work on the key then; or, when a database is loaded, for a key that has rows in the ledger, which
+//! mode strict does not count. Mode strict counts a key only when, holding the lock, it
 //! has removed the entry, which goes only while nothing is in flight and no row of the ledger is left. Until then a key
 //! that is to be strict stays in escrow.
 //!

@@ -3,6 +3,12 @@
 //! In mode strict the row belongs to the transaction whose units have crossed the threshold, and goes with its rollback. That
 //! transaction holds the lock of the key, so nobody waits for the row who does not wait for the units. In the other modes a
 //! worker writes it, when it folds what was committed.
+//!
+//! # Lock protocol
+//!
+//! Rows of one key have one writer at a time: the holder of its lock in mode strict, the worker in the others. The worker shares
+//! the lock of the tenant, if it is free, until its transaction ends, which is after a few tenants. What sends events takes
+//! rows that nobody has locked.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;

@@ -6,6 +6,13 @@
 //! nothing counts twice. TRUNCATE counts before the rows go. Tables that leave the tree or are dropped take
 //! their rows along, and a column that comes with a value, goes or changes its type changes the bytes of rows that
 //! nobody writes: the gauge is counted again.
+//!
+//! # Lock protocol
+//!
+//! Triggers take units as any call does: the tenant, then the key, tenants in the order of their ids. Who attaches, detaches or
+//! counts again locks the tables of the gauge against writers, then, to attach, the tables of units against all quota calls, then
+//! the row of the resource, and last the keys that it corrects; all until the transaction ends. So a transaction that has used
+//! the gauge by hand and then writes to a table that is being attached is a deadlock.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

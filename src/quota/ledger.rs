@@ -6,8 +6,15 @@
 //!
 //! # Lock protocol
 //!
-//! Whoever folds, loads a database or looks a changed key up again holds the lock of the ledger until its transaction
-//! ends: what one counts the other does not move meanwhile. Writers do not take it.
+//! Whoever folds holds the lock of the ledger until its transaction ends; whoever loads a database or looks a changed key up
+//! again holds it while he reads: what one counts the other does not move meanwhile. Writers do not take it. It comes after
+//! the lock of the key, and no other of ours is taken while it is held; but a caller of mode strict that folds what is left
+//! ([`fold_leftovers`]) has it to the end of its transaction and takes keys then. Without shared memory nobody waits for it with
+//! a key in hand: who has got a key has found the ledger empty, or has this lock. With shared memory that is full, and units that
+//! are changed by other means meanwhile, it can be a deadlock.
+//!
+//! [`load`] makes entries without holding the locks of their keys: of keys that have rows in the ledger, which nobody counts in
+//! mode strict. Those that are there it leaves as they are.
 
 use std::sync::atomic::Ordering::SeqCst;
 

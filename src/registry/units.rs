@@ -1,4 +1,11 @@
 //! Units used: the rows of `tenant_rls.usage`, read and changed below SQL.
+//!
+//! # Lock protocol
+//!
+//! Who changes a row holds the lock of its key, or, for the worker, that of the ledger: two writers of one row meet only when one
+//! of them is SQL by hand. Reading takes no lock but that of the table against DROP. The two tables are locked in one order, usage
+//! before ledger: against those who attach a gauge ([`lock_usage`]) by whoever is about to have units in flight ([`open_units`])
+//! and by the worker, which waits for none of them ([`keep_tables`]).
 
 use std::cell::Cell;
 

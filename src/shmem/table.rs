@@ -85,7 +85,8 @@ pub struct Entry {
     pub sup: AtomicI64,
     /// Units that are durably accounted for, used or not (leased).
     pub granted: AtomicI64,
-    /// Units of `granted` that the last extension added, the most that a crash strands (leased).
+    /// Units that were granted and not used when the worker last looked: what the tables say that a crash strands, or less
+    /// (leased).
     pub chunk: AtomicI64,
     /// Units that a caller waits for, 0 when none does (leased).
     pub asked: AtomicI64,

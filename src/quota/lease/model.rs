@@ -11,13 +11,13 @@ const MOST_UNITS: i64 = 40;
 #[derive(Clone, Debug)]
 enum Step {
     Take(i64),
-    /// The worker decides on an extension, its row reaches the disk, callers hear of it.
+    /// The worker decides on an extension, or to give back what is unused; its row reaches the disk; callers hear of it.
     Decide,
+    GiveBack,
     Flush,
     Publish,
     WorkerDies,
     Crash,
-    GiveBack,
     Limit(i64),
 }
 
@@ -29,7 +29,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Publish),
         1 => Just(Step::WorkerDies),
         1 => Just(Step::Crash),
-        1 => Just(Step::GiveBack),
+        2 => Just(Step::GiveBack),
         1 => (0..400i64).prop_map(Step::Limit),
     ];
     prop::collection::vec(step, 1..150)
@@ -43,8 +43,8 @@ struct World {
     asked: i64,
     /// On disk.
     durable: i64,
-    /// What the worker is about to grant, and whether that is on disk.
-    extension: Option<(i64, bool)>,
+    /// What the worker is about to grant, or has taken away and is about to give back (negative), and whether that is on disk.
+    change: Option<(i64, bool)>,
     /// Acknowledged to callers, since ever.
     acknowledged: i64,
     stranded: i64,
@@ -64,44 +64,50 @@ impl World {
                     self.asked = self.asked.max(units);
                 }
             }
-            Step::Decide if self.extension.is_none() => {
+            Step::Decide if self.change.is_none() => {
                 let demand = Demand { used: self.used, granted: self.granted, asked: self.asked, rate: RATE };
                 let units = chunk(&demand, Some(self.limit));
-                self.extension = (units > 0).then_some((units, false));
+                self.change = (units > 0).then_some((units, false));
+            }
+            // Nobody takes of it from here on.
+            Step::GiveBack if self.change.is_none() && self.granted > self.used => {
+                self.change = Some((self.used - self.granted, false));
+                self.granted = self.used;
             }
             Step::Flush => {
-                if let Some((units, false)) = self.extension {
+                if let Some((units, false)) = self.change {
                     self.durable += units;
-                    self.extension = Some((units, true));
+                    self.change = Some((units, true));
                 }
             }
             Step::Publish => {
-                if let Some((units, true)) = self.extension {
-                    self.granted += units;
-                    (self.asked, self.extension) = (0, None);
+                if let Some((units, true)) = self.change {
+                    self.granted += units.max(0);
+                    (self.asked, self.change) = (0, None);
                 }
             }
-            // An error ends the worker before its transaction has committed, if at all.
+            // An error ends the worker before its transaction has committed, if at all: what it has taken away is still
+            // accounted for.
             Step::WorkerDies => {
-                if let Some((_, false)) = self.extension {
-                    self.extension = None;
+                if let Some((units, false)) = self.change {
+                    self.granted -= units.min(0);
+                    self.change = None;
                 }
             }
             Step::Crash => {
-                if let Some((units, true)) = self.extension {
-                    self.stranded += units;
-                }
-                self.extension = None;
-                let lost = self.granted - self.used;
+                let lost = match self.change.take() {
+                    Some((units, true)) if units > 0 => {
+                        self.stranded += units;
+                        0
+                    }
+                    Some((units, false)) => -units.min(0),
+                    _ => 0,
+                } + self.granted
+                    - self.used;
                 // A second at that rate, or what somebody waits for.
                 assert!(lost <= RATE.max(MOST_UNITS));
                 self.stranded += lost;
                 (self.used, self.granted, self.asked) = (self.durable, self.durable, 0);
-            }
-            Step::GiveBack if self.extension.is_none() => {
-                let unused = self.granted - self.used;
-                self.granted = self.used;
-                self.durable -= unused;
             }
             Step::Limit(limit) => {
                 self.limit = limit;
@@ -128,7 +134,9 @@ proptest! {
             world.step(step);
             world.check();
         }
-        let durable_and_unpublished = world.extension.map_or(0, |(units, flushed)| if flushed { units } else { 0 });
-        prop_assert_eq!(world.durable, world.acknowledged + world.stranded + (world.granted - world.used) + durable_and_unpublished);
+        // On disk and not at hand: granted and not published, or taken away and not given back.
+        let under_way = world.change.map_or(0, |(units, flushed)| if flushed { units.max(0) } else { -units.min(0) });
+        let at_hand = world.granted - world.used;
+        prop_assert_eq!(world.durable, world.acknowledged + world.stranded + at_hand + under_way);
     }
 }
