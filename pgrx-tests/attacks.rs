@@ -239,7 +239,9 @@ impl<'a> Run<'a> {
         }
         self.check_state(step, of_b, state.as_deref(), &lines);
         if trusted {
-            self.said = lines.into_iter().rev().find(|line| !line.starts_with('(')).unwrap_or_default();
+            if let Some(line) = lines.into_iter().rev().find(|line| !line.starts_with('(')) {
+                self.said = line;
+            }
             self.digest = self.now();
             return;
         }

@@ -403,12 +403,13 @@ pub fn attacks() -> Vec<Attack> {
             ],
         ),
         attack(
-            "a reservation of B that is not committed",
+            "a reservation that B is ending",
             "reservation scope",
             "",
             vec![
-                ok("BEGIN").by("b"),
                 ok("SELECT reservation_id FROM tenant_quota_reserve('seats', 2, '1 hour')").by("b"),
+                ok("BEGIN").by("b"),
+                ok("SELECT reservation_id FROM tenant_quota_settle('{said}', 1)").by("b"),
                 no("42704", "SELECT * FROM tenant_quota_cancel('{said}')"),
                 ok("COMMIT").by("b"),
             ],
