@@ -111,6 +111,17 @@ class Wal:
 
 
 @dataclass
+class Elapsed:
+    """Seconds by the clock of one call, without a peer."""
+
+    name: str
+    text: str
+    at_most: float
+    measure: Callable[[], float]
+    note: Callable[[], str]
+
+
+@dataclass
 class Rates:
     """A chart of calls a second by clients, of each side."""
 
@@ -337,6 +348,31 @@ class Databases:
                 )
 
         return self._make(f"bench_ddl_{kind}", make)
+
+    def protected(self, tables):
+        """So many protected tables as an application has them: keys and references with the tenant, an index more,
+        privileges of the application, rows of two tenants."""
+
+        def make(server, name):
+            server.sql("postgres", f"CREATE DATABASE {name}")
+            self._extension(server, name, 2)
+            server.sql(
+                name,
+                f"""
+                CREATE SCHEMA shop; GRANT USAGE ON SCHEMA shop TO bench_app;
+                SELECT format('CREATE TABLE shop.t%1$s (tenant_id uuid NOT NULL, id int NOT NULL, parent int, note text,'
+                    ' PRIMARY KEY (tenant_id, id), FOREIGN KEY (tenant_id, parent) REFERENCES shop.t%2$s (tenant_id, id))',
+                    n, greatest(n - 1, 1)),
+                    format('CREATE INDEX ON shop.t%s (tenant_id, note)', n),
+                    format('INSERT INTO shop.t%s (tenant_id, id) SELECT tenant_id, 1 FROM tenant_rls.tenants', n),
+                    format('SELECT FROM tenant_protect(''shop.t%s'')', n),
+                    format('GRANT SELECT, INSERT, UPDATE, DELETE ON shop.t%s TO bench_app', n)
+                FROM generate_series(1, {tables}) AS n \\gexec
+                ANALYZE;
+                """,
+            )
+
+        return self._make(f"bench_protected_{tables}", make)
 
     def unprotected(self, server):
         def make(server, name):
@@ -1112,6 +1148,21 @@ def ddl(databases):
     ]
 
 
+def audit(databases):
+    database, found = databases.protected(1000), []
+
+    def measure():
+        with Session(databases.library, database, "postgres") as session:
+            begin = time.monotonic()
+            found.append(session.ask("SELECT count(*) FROM tenant_audit()"))
+            return time.monotonic() - begin
+
+    def note():
+        return f"`audit-1000`: in a session that has just begun; {found[-1]} findings."
+
+    return Elapsed("audit-1000", "`tenant_audit()`, 1 000 protected tables", 2, measure, note)
+
+
 def memory(databases):
     def growth(call):
         with Session(databases.library, databases.tenants(1_000_000), "bench_app") as session:
@@ -1209,6 +1260,7 @@ GROUPS: dict[str, tuple[list[str], Callable[[Databases], list]]] = {
     "cache-invalidate": (["cache-invalidate"], lambda d: [cache_invalidate(d)]),
     "unprotected": (["unprotected-select", "unprotected-tpcb"], unprotected),
     "ddl": (["ddl-table", "ddl-alter"], ddl),
+    "audit": (["audit-1000"], lambda d: [audit(d)]),
     "memory": (["memory"], lambda d: [memory(d)]),
     "memory-keys": (["memory-keys"], lambda d: [memory_of_keys(d)]),
 }

@@ -244,6 +244,43 @@ fn the_last_audit_is_recorded() {
     assert_eq!(admin.one::<i64>("SELECT count(*) FROM tenant_tables"), 5);
 }
 
+/// A database in which tenant_lockdown was not called is told so, once, and no longer when it was.
+#[test]
+fn channels_are_open_until_locked_down() {
+    let db = sound();
+    let mut admin = db.admin();
+    let open = findings(&mut admin, "channel_open");
+    assert_eq!(open.len(), 1, "{open:?}");
+    assert_eq!(open[0].0, "tenant_lockdown");
+    admin.run(&open[0].1);
+    assert_eq!(findings(&mut admin, "channel_open"), []);
+    admin.run("SELECT * FROM tenant_lockdown_undo(true)");
+    assert_eq!(findings(&mut admin, "channel_open"), open);
+}
+
+/// The views of the server as a cluster has them that is older than their fix.
+#[test]
+fn old_views_of_statistics_are_found() {
+    let db = sound();
+    let mut admin = db.admin();
+    let replace = |admin: &mut Client, view: &str, owner: &str, by: &str| {
+        let definition: String = admin.one(&format!("SELECT pg_get_viewdef('pg_catalog.{view}'::regclass)"));
+        assert!(definition.contains(owner), "{definition}");
+        let definition = definition.replacen(owner, by, 1);
+        admin.run(&format!(
+            "SET allow_system_table_mods = on; CREATE OR REPLACE VIEW pg_catalog.{view} AS {definition}"
+        ));
+    };
+    for view in ["pg_stats_ext", "pg_stats_ext_exprs"] {
+        let (owner, anybody) = ("pg_has_role(c.relowner, 'USAGE'::text)", "(c.relowner IS NOT NULL)");
+        assert_eq!(findings(&mut admin, "statistics_view"), []);
+        replace(&mut admin, view, owner, anybody);
+        let found = findings(&mut admin, "statistics_view");
+        assert_eq!(found.iter().map(|(object, _)| object.as_str()).collect::<Vec<_>>(), [view]);
+        replace(&mut admin, view, anybody, owner);
+    }
+}
+
 /// Every lint is run by tenant_audit, and every lint has a test that breaks a database for it.
 #[test]
 fn every_lint_runs_and_is_tested() {
@@ -259,7 +296,7 @@ fn every_lint_runs_and_is_tested() {
         assert!(audit.contains(&format!("tenant_rls.audit_{lint}()")), "{lint} is not run");
     }
     let mut tested: BTreeSet<String> = breaks::CASES.iter().map(|case| case.code.to_string()).collect();
-    // About the server, which a test cannot break.
-    tested.extend(["server_version".into(), "not_preloaded".into()]);
+    // About the server: two that a test cannot break, and one that SQL does not repair.
+    tested.extend(["server_version".into(), "not_preloaded".into(), "statistics_view".into()]);
     assert_eq!(lints, tested);
 }

@@ -356,3 +356,40 @@ fn a_tenant_dumps_its_own_rows() {
     }
     assert!(!dump("").status.success(), "without a tenant");
 }
+
+/// With all of its tables, as the documents say: the tables of the extension, which it may not read, are left out.
+#[test]
+fn a_tenant_dumps_its_schema() {
+    let db = crate::harness::Db::with_orders();
+    let (host, port) = db.address();
+    let app = db.app();
+    db.admin().run(&format!(
+        "CREATE TABLE notes (tenant_id uuid, id bigserial, note text); SELECT tenant_protect('notes');
+         INSERT INTO notes (tenant_id, note) VALUES ('{A}', 'a9'), ('{B}', 'b9');
+         GRANT SELECT ON notes, notes_id_seq TO {app}",
+        B = crate::harness::B
+    ));
+    let program = format!("{}/pg_dump", Programs::tested().path());
+    let dump = |tenant: &str, options: &[&str]| {
+        let mut command = command(&program);
+        command.args(options).args(["-h", host, "-p", &port.to_string(), "-U", &app, db.name()]);
+        let output = command.env("PGOPTIONS", format!("-c app.current_tenant={tenant}")).output();
+        let output = output.expect("pg_dump");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+    // Without the option the policies are an error, and with it the tables of the extension are.
+    let (whole, rows, _) = dump(A, &["-n", "public"]);
+    assert!(!whole && !rows.contains("\tb"), "{rows}");
+    let (whole, rows, errors) = dump(A, &["--enable-row-security"]);
+    assert!(!whole && errors.contains("tenant_rls") && !rows.contains("\tb"), "{errors}");
+    for (tenant, other) in [(A, crate::harness::B), (crate::harness::B, A)] {
+        let (whole, rows, errors) = dump(tenant, &["--enable-row-security", "-n", "public"]);
+        assert!(whole, "{errors}");
+        assert_eq!((rows.matches(tenant).count(), rows.matches(other).count()), (3, 0), "{rows}");
+        assert!(
+            rows.contains("COPY public.notes") && rows.contains("CREATE POLICY tenant_boundary"),
+            "{rows}"
+        );
+    }
+}

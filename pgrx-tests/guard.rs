@@ -471,3 +471,37 @@ fn user_code_inside_our_statements_is_watched() {
     assert_eq!(owner.fails("SELECT * FROM tenant_repair('trap', true)"), "42501");
     assert!(db.admin().one::<bool>("SELECT relrowsecurity FROM pg_class WHERE relname = 'orders'"));
 }
+
+/// DROP OWNED BY takes privileges and policies of the role's own away. Ours are for everybody and stay, also beside a
+/// policy that named the role, and when it owns what reads a table. A role's own tables go as by DROP TABLE.
+#[test]
+fn drop_owned_leaves_the_policies() {
+    let db = shop();
+    let (mut admin, app) = (db.admin(), db.app());
+    let owner = db.role_name("owner");
+    admin.run(&format!(
+        "SET search_path = shop, public; GRANT CREATE ON SCHEMA shop TO {app};
+         CREATE POLICY wide ON orders USING (true); CREATE POLICY own ON orders AS RESTRICTIVE TO {app} USING (id > 0);
+         ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA shop GRANT SELECT ON TABLES TO {app}"
+    ));
+    db.connect(&app).run("CREATE VIEW shop.mine WITH (security_invoker) AS SELECT * FROM shop.orders");
+    let policies = "SELECT string_agg(format('%s %s %s %s', polrelid::regclass, polname, polroles, pg_get_expr(polqual, polrelid)), ',' ORDER BY polrelid, polname)
+         FROM pg_policy WHERE polname ~ '^tenant_'";
+    let before: String = admin.one(policies);
+    db.connect(&app).run("DROP OWNED BY CURRENT_USER");
+    assert_eq!(admin.one::<String>(policies), before);
+    admin.run(&format!("DROP OWNED BY {app}"));
+    assert_eq!(admin.one::<String>(policies), before);
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM pg_policy WHERE polname = 'own'"), 0);
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'mine'"), 0);
+    // Privileges that come back reach the rows of the tenant alone, whatever other policy there is.
+    admin.run(&format!("GRANT USAGE ON SCHEMA shop TO {app}; GRANT SELECT ON orders TO {app}"));
+    assert_eq!(db.connect_as(&app, A).one::<String>("SELECT string_agg(note, ',') FROM shop.orders"), "a");
+    let tables = format!(
+        "SELECT count(*) FROM tenant_rls.protected_tables AS p JOIN pg_class AS c ON c.oid = p.relation WHERE c.relowner = '{owner}'::regrole"
+    );
+    assert!(admin.one::<i64>(&tables) > 0);
+    db.connect(&owner).run("DROP OWNED BY CURRENT_USER CASCADE");
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM tenant_rls.protected_tables"), 0);
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'orders'"), 0);
+}

@@ -75,6 +75,18 @@ impl Db {
         Db { name, number }
     }
 
+    /// A database with the extension whose texts may be any bytes.
+    pub fn in_sql_ascii() -> Db {
+        let number = unique();
+        let name = format!("t{number}");
+        connect("postgres", &server().superuser, "").run(&format!(
+            "CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+        ));
+        let db = Db { name, number };
+        db.admin().run("CREATE EXTENSION tenant_rls");
+        db
+    }
+
     /// A database with the extension, tenants [`A`] and [`B`] on plan free, a protected table
     /// `orders(id int primary key, tenant_id uuid, note text)` with two rows of each, and a role
     /// [`Db::app`] that may act for every tenant and read and write the table.

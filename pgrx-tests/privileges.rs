@@ -91,6 +91,7 @@ function tenant_rls.audit_app_role_operator()
 function tenant_rls.audit_app_role_owner()
 function tenant_rls.audit_app_roles()
 function tenant_rls.audit_bypass_role()
+function tenant_rls.audit_channel_open()
 function tenant_rls.audit_crossing(oid)
 function tenant_rls.audit_default_privileges()
 function tenant_rls.audit_definer_function()
@@ -133,6 +134,7 @@ function tenant_rls.audit_rule()
 function tenant_rls.audit_schema_create()
 function tenant_rls.audit_server_version()
 function tenant_rls.audit_set_role()
+function tenant_rls.audit_statistics_view()
 function tenant_rls.audit_stored_settings()
 function tenant_rls.audit_table_unprotected()
 function tenant_rls.audit_tables()
@@ -671,6 +673,63 @@ fn a_hostile_search_path_changes_nothing() {
     tour(&mut admin);
     end_of_tour(&mut admin, &role);
     assert_eq!(admin.one::<i32>("SELECT pg_catalog.count(*)::pg_catalog.int4 FROM public.rows"), 3);
+}
+
+/// What SQL can call takes no pointer of the server's, and there is no operator, cast or estimator of ours that the planner
+/// would ask.
+#[test]
+fn nothing_of_ours_takes_internal() {
+    let db = Db::new();
+    let mut admin = db.admin();
+    let members =
+        "FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'tenant_rls'
+         AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'";
+    let functions = format!(
+        "SELECT count(*) {members} JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid"
+    );
+    assert!(admin.one::<i64>(&functions) > 100);
+    let takes = "p.proargtypes::oid[] && ARRAY['internal', 'cstring', 'record', '\"any\"']::regtype[]::oid[]";
+    let odd = format!("{functions} WHERE {takes} OR p.prorettype = 'internal'::regtype OR p.prosupport <> 0");
+    assert_eq!(admin.one::<i64>(&odd), 0);
+    let classes = format!("SELECT string_agg(DISTINCT d.classid::regclass::text, ',') {members}");
+    assert_eq!(admin.one::<String>(&classes), "pg_class,pg_event_trigger,pg_namespace,pg_proc,pg_type");
+}
+
+/// Whoever could make objects in the database before CREATE EXTENSION may have prepared for it: its schema, a function of
+/// the same name and arguments, functions and operators that fit better than those of pg_catalog, temporary tables. The
+/// script takes over nothing that is there, and calls none of it.
+#[test]
+fn what_waits_for_the_install_script_is_not_used() {
+    let db = Db::without_extension();
+    let mut admin = db.admin();
+    let install = "CREATE EXTENSION tenant_rls SCHEMA tenancy";
+    admin.run(&include_str!("privileges/hostile.sql").replace("evil", "tenancy"));
+    admin.run("SET search_path = tenancy, pg_catalog, public");
+    admin.run("CREATE SCHEMA tenant_rls");
+    assert_eq!(admin.fails(install), "42P06");
+    admin.run("DROP SCHEMA tenant_rls");
+    for squatted in
+        ["required_tenant()", "current_tenant()", "required_tenant_key()", "tenant_gauge_changed()"]
+    {
+        assert_eq!(admin.fails(install), "42723", "{squatted}");
+        admin.run(&format!("DROP FUNCTION tenancy.{squatted}"));
+    }
+    // What the script puts into texts is the name of the schema: the server refuses those that could end one.
+    for name in ["'", "$", "\\", "\"\""] {
+        let schema = format!("\"tenancy{name}\"");
+        admin.run(&format!("CREATE SCHEMA {schema}"));
+        assert_ne!(admin.attempt(&format!("CREATE EXTENSION tenant_rls SCHEMA {schema}")), None, "{schema}");
+        admin.run(&format!("DROP SCHEMA {schema}"));
+    }
+    admin.run(install);
+    // Without what waits in the session.
+    assert_eq!(surface(&mut db.admin()), SURFACE);
+    assert_eq!(privileges(&mut db.admin(), "0"), PUBLIC);
+    let role = db.role_name("role");
+    db.role(&role, "LOGIN");
+    assert_eq!(admin.fails("SELECT 1 = 1"), "XX999");
+    tour(&mut admin);
+    end_of_tour(&mut admin, &role);
 }
 
 /// In another schema everything has another name, and works.

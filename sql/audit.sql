@@ -203,6 +203,8 @@ BEGIN
             UNION ALL
             SELECT * FROM tenant_rls.audit_bypass_role()
             UNION ALL
+            SELECT * FROM tenant_rls.audit_channel_open()
+            UNION ALL
             SELECT * FROM tenant_rls.audit_default_privileges()
             UNION ALL
             SELECT * FROM tenant_rls.audit_definer_function()
@@ -268,6 +270,8 @@ BEGIN
             SELECT * FROM tenant_rls.audit_schema_create()
             UNION ALL
             SELECT * FROM tenant_rls.audit_server_version()
+            UNION ALL
+            SELECT * FROM tenant_rls.audit_statistics_view()
             UNION ALL
             SELECT * FROM tenant_rls.audit_table_unprotected()
             UNION ALL

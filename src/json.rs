@@ -130,3 +130,24 @@ pub fn quote(text: &str) -> String {
 pub fn quote_or_null(text: Option<&str>) -> String {
     text.map_or_else(|| "null".into(), quote)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn fuzz_an_object_holds_its_keys_and_values(
+            fields in proptest::collection::btree_map("\\PC{0,12}|[\\x00-\\x1f\"'\\\\/]{1,4}", "\\PC{0,12}|[\\x00-\\x1f\"\\\\]{0,4}", 0..5),
+        ) {
+            let mut object = Object::new();
+            for (key, value) in &fields {
+                object.push(key, &quote(value));
+            }
+            let expected = fields.into_iter().map(|(key, value)| (key, value.into())).collect();
+            let read = serde_json::from_str::<serde_json::Value>(&object.finish()).ok();
+            prop_assert_eq!(read, Some(serde_json::Value::Object(expected)));
+        }
+    }
+}

@@ -106,7 +106,14 @@ pub fn attacks() -> Vec<Attack> {
             "a snapshot of B",
             "policy",
             "",
-            vec![ok("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT note FROM orders ORDER BY id; COMMIT")],
+            vec![
+                ok("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) > -1 FROM orders").by("b"),
+                ok("SELECT pg_export_snapshot()").by("b"),
+                ok("BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{said}'"),
+                ok("SELECT note FROM orders ORDER BY id"),
+                ok("COMMIT"),
+                ok("COMMIT").by("b"),
+            ],
         ),
         attack(
             "an import of a foreign schema",

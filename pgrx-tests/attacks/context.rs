@@ -203,18 +203,6 @@ fn spellings() -> Vec<Attack> {
             ],
         ),
         attack(
-            "bytes that are no text",
-            "parser",
-            "",
-            vec![
-                no(
-                    "22021",
-                    "SELECT set_config('app.current_tenant', convert_from('\\xc0bf', 'UTF8'), false)",
-                ),
-                ok(READ),
-            ],
-        ),
-        attack(
             "percent signs in the refused text",
             "parser",
             "",

@@ -37,9 +37,6 @@ pub fn attacks() -> Vec<Attack> {
         // CVE-2024-10978: the role after a rollback of SET SESSION AUTHORIZATION.
         attack("a rollback of set session authorization", "catalog rights", "", vec![
             ok("BEGIN"), no("42501", "SET LOCAL SESSION AUTHORIZATION {b}"), ok("ROLLBACK"), no("42501", "SET app.current_tenant = '{B}'")]),
-        // CVE-2025-1094: bytes that are no text, in every argument.
-        attack("bytes that are no text, in a resource", "server", "", vec![
-            no("22021", "SELECT * FROM tenant_quota_consume(convert_from('\\xc027', 'UTF8'))")]),
         // CVE-2021-3393: the message of a partition constraint.
         attack("the message of a moved row", "check", "", vec![
             no("23514", "UPDATE events SET tenant_id = '{B}', day = '2031-01-01'")]),
@@ -53,9 +50,19 @@ pub fn attacks() -> Vec<Attack> {
         attack("a leaky function in case", "policy", "", vec![
             ok("CREATE FUNCTION pg_temp.leak(text) RETURNS text LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '%', $1; RETURN $1; END $$"),
             ok("SELECT count(*) FROM orders WHERE CASE pg_temp.leak(note) WHEN 'x' THEN false ELSE true END")]),
-        // CVE-2023-2454: a definer function called inside CREATE SCHEMA.
-        attack("a definer function inside create schema", "catalog rights", "", vec![
-            no("42501", "CREATE SCHEMA mine CREATE VIEW v AS SELECT * FROM public.orders_of_owner()")]),
+        // CVE-2023-2454: the elements of CREATE SCHEMA came before the search_path of a definer function.
+        attack("a definer function inside create schema", "server",
+            "GRANT CREATE ON DATABASE {db} TO {app};
+             CREATE FUNCTION last_order() RETURNS int LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS
+             $$ BEGIN RETURN (SELECT max(id) FROM orders); END $$; ALTER FUNCTION last_order() OWNER TO {owner}",
+            vec![
+                ok("CREATE SCHEMA mine CREATE TABLE orders (id int) CREATE TABLE parts (id int) PARTITION BY LIST (id)
+                    CREATE TABLE part PARTITION OF parts FOR VALUES IN (public.last_order())"),
+                ok("SELECT 1 / (pg_get_expr(relpartbound, oid) = 'FOR VALUES IN (20)')::int FROM pg_class WHERE oid = 'mine.part'::regclass")]),
+        // CVE-2023-5870: members of pg_signal_backend reached the workers of extensions, which run as a superuser.
+        attack("signals to the worker of the extension", "server", "CREATE ROLE {own} LOGIN; GRANT pg_signal_backend TO {own}", vec![
+            ok("SELECT pid FROM pg_stat_activity WHERE backend_type = 'tenant_rls launcher'").by("admin"),
+            no("42501", "SELECT pg_cancel_backend({said})"), no("42501", "SELECT pg_terminate_backend({said})")]).by("own", ""),
         // CVE-2026-116311: DROP OWNED took roles out of restrictive policies.
         attack("drop owned and the boundary", "boundary",
             "SET ROLE {owner}; CREATE POLICY wide ON orders USING (true); RESET ROLE",

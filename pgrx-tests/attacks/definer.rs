@@ -2,6 +2,22 @@
 
 use super::{Attack, Oracle, attack, no, ok};
 
+/// A table of a role that owns nothing else and acts for A, with rows of both tenants. The planner asks the condition of
+/// its index, in the session of whoever counts or analyzes the table.
+const TRAP: &str = "CREATE ROLE {own} LOGIN; SELECT tenant_grant('{own}', '{A}'); CREATE SCHEMA own AUTHORIZATION {own};
+    GRANT SELECT ON orders TO {own}; SET ROLE {own}; SET client_min_messages = error;
+    CREATE TABLE own.bait (tenant_id uuid NOT NULL, note text); CREATE TABLE own.seen (what text);
+    INSERT INTO own.bait VALUES ('{A}', 'x'), ('{B}', 'x');
+    CREATE FUNCTION own.trap() RETURNS boolean IMMUTABLE LANGUAGE sql AS 'SELECT true';
+    CREATE INDEX ON own.bait (note) WHERE own.trap();
+    SELECT tenant_protect('own.bait');
+    CREATE FUNCTION own.look() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+        BEGIN INSERT INTO own.seen SELECT note FROM public.orders; EXCEPTION WHEN OTHERS THEN INSERT INTO own.seen VALUES (SQLSTATE); END;
+        BEGIN PERFORM set_config('app.current_tenant', '{A}', false); EXCEPTION WHEN OTHERS THEN NULL; END;
+    END $$;
+    CREATE OR REPLACE FUNCTION own.trap() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM own.look(); RETURN true; END $$;
+    RESET ROLE";
+
 pub fn attacks() -> Vec<Attack> {
     vec![
         attack("a definer function of the owner", "force", "", vec![ok("SELECT * FROM orders_of_owner() ORDER BY id")]),
@@ -22,12 +38,9 @@ pub fn attacks() -> Vec<Attack> {
             ok("CREATE FUNCTION pg_temp.mine() RETURNS SETOF orders LANGUAGE sql SECURITY DEFINER AS 'SELECT * FROM public.orders'; SELECT * FROM pg_temp.mine() ORDER BY id")]),
         attack("change a function of the owner", "catalog rights", "", vec![
             no("42501", "CREATE OR REPLACE FUNCTION orders_of_owner() RETURNS SETOF orders LANGUAGE sql AS 'SELECT * FROM orders'")]),
-        attack("an expression of the owner while rows are counted", "restricted operation",
-            "CREATE TABLE trap (tenant_id uuid NOT NULL, note text); ALTER TABLE trap OWNER TO {owner}; INSERT INTO trap VALUES ('{A}', 'x');
-             SET client_min_messages = error; SET ROLE {owner}; SELECT tenant_protect('trap');
-             CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql AS
-             $$ BEGIN PERFORM set_config('app.current_tenant', '{B}', false); RETURN true; END $$;
-             CREATE FUNCTION count_trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; RESET ROLE",
-            vec![ok("SELECT target, row_count FROM tenant_storage WHERE target::text IN ('trap', 'orders') ORDER BY 1")]),
+        attack("an expression of the owner while rows are counted", "restricted operation", TRAP, vec![
+            ok("SELECT count(*) FROM tenant_storage").by("b"),
+            ok("SELECT 1 / (count(*) > 0)::int FROM own.seen"), ok("SELECT DISTINCT what FROM own.seen ORDER BY what"),
+            ok("SELECT 1 / (current_setting('app.current_tenant') = '{B}')::int").by("b")]).by("own", ""),
     ]
 }

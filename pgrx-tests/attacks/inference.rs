@@ -44,10 +44,11 @@ pub fn attacks() -> Vec<Attack> {
         attack("the message of a policy violation", "check", "", vec![no("42501", "INSERT INTO orders VALUES ('{B}', 1, 'mine')")]),
         attack("the message of a partition violation", "check", "", vec![no("42501", "INSERT INTO events_2026 VALUES ('{B}', '2029-01-01', 1, 'mine')")]),
         attack("the message of an exclusion violation", "message",
-            "CREATE EXTENSION btree_gist; CREATE TABLE rooms (tenant_id uuid NOT NULL, room int, EXCLUDE USING gist (tenant_id WITH =, room WITH =));
+            "CREATE TABLE rooms (tenant_id uuid NOT NULL, taken int8range, EXCLUDE USING gist (taken WITH &&));
              ALTER TABLE rooms OWNER TO {owner}; SET ROLE {owner}; SELECT tenant_protect('rooms'); RESET ROLE; GRANT SELECT, INSERT ON rooms TO {app};
-             INSERT INTO rooms VALUES ('{B}', 1)",
-            vec![ok("INSERT INTO rooms (room) VALUES (1)"), no("42501", "INSERT INTO rooms VALUES ('{B}', 1)")]),
+             INSERT INTO rooms SELECT tenant_id, int8range(amount, amount + 1) FROM orders WHERE tenant_id = '{B}' LIMIT 1",
+            vec![any("INSERT INTO rooms (taken) VALUES ('[1, 9000000000)')"), no("42501", "INSERT INTO rooms VALUES ('{B}', '[1, 2)')")])
+            .leaks(Oracle::Worlds, "**Unique constraints** without the tenant column tell that a value is taken by somebody."),
         attack("analyze with messages", "catalog rights", "", vec![ok("ANALYZE VERBOSE orders")]),
         attack("vacuum with messages", "catalog rights", "", vec![ok("VACUUM VERBOSE orders")]),
         attack("the bytes of a page", "catalog rights", "CREATE EXTENSION pageinspect", vec![no("42501", "SELECT get_raw_page('orders', 0)")]),

@@ -63,7 +63,7 @@ const GUARDS: &[(&str, &str, &str)] = &[
     ("commands are not watched", "ddl guard", "ALTER EVENT TRIGGER tenant_rls_ddl_guard DISABLE; ALTER EVENT TRIGGER tenant_rls_drop_guard DISABLE"),
     ("the guard lets everything through", "ddl guard", "ALTER DATABASE {db} SET tenant_rls.ddl_guard = off"),
     ("a missing tenant is silent", "required,start hook,failed mark,settings", "ALTER ROLE {app} SET tenant_rls.missing_tenant = 'empty'"),
-    ("the usage views are no barriers", "usage barrier", "ALTER VIEW tenant_usage RESET (security_barrier); ALTER VIEW tenant_usage_history RESET (security_barrier); ALTER VIEW tenant_quota_events RESET (security_barrier); ALTER VIEW tenant_storage RESET (security_barrier)",
+    ("the usage views are no barriers", "usage barrier", "ALTER VIEW tenant_usage RESET (security_barrier); ALTER VIEW tenant_usage_history RESET (security_barrier); ALTER VIEW tenant_quota_events RESET (security_barrier); ALTER VIEW tenant_storage RESET (security_barrier); ALTER VIEW tenant_leases RESET (security_barrier)",
     ),
     ("everybody sees all usage", "usage rights,usage barrier", "CREATE OR REPLACE FUNCTION tenant_rls.sees_all() RETURNS boolean LANGUAGE sql STABLE AS 'SELECT true'"),
     ("the usage history has no filter", "usage rights,usage barrier", "CREATE OR REPLACE VIEW tenant_usage_history AS SELECT u.tenant_id AS tenant, u.resource, u.period_start, u.resets_at AS period_end, u.used FROM tenant_rls.usage AS u",

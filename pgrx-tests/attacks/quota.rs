@@ -348,5 +348,130 @@ pub fn attacks() -> Vec<Attack> {
                 no("53400", "SELECT * FROM tenant_quota_consume('calls')"),
             ],
         ),
+        attack(
+            "an idempotency key of B",
+            "idempotency scope",
+            "",
+            vec![
+                ok("SELECT used FROM tenant_quota_consume('calls', 5, 'key of b')").by("b"),
+                ok("SELECT used, granted, reason FROM tenant_quota_consume('calls', 5, 'key of b')"),
+                ok(
+                    "SELECT used, granted, reason FROM tenant_quota_try_reserve('seats', 1, '1 hour', 'hold of b')",
+                ),
+                ok(
+                    "SELECT used, granted, reason FROM tenant_quota_consume_many('{\"calls\": 1}', 'many of b')",
+                ),
+            ],
+        ),
+        attack(
+            "an idempotency key that B is using",
+            "idempotency scope",
+            "",
+            vec![
+                ok("BEGIN; SELECT used FROM tenant_quota_consume('calls', 5, 'new key')").by("b"),
+                ok("SELECT used, granted, reason FROM tenant_quota_consume('calls', 5, 'new key')"),
+                ok("COMMIT").by("b"),
+            ],
+        ),
+        attack(
+            "an idempotency key that B wants",
+            "idempotency scope",
+            "",
+            vec![
+                ok("BEGIN; SELECT used FROM tenant_quota_consume('calls', 5, 'new key')"),
+                ok("SELECT used FROM tenant_quota_consume('calls', 1, 'new key')").by("b"),
+                ok("COMMIT"),
+            ],
+        ),
+        attack(
+            "a reservation of B settled",
+            "reservation scope",
+            "",
+            vec![
+                ok("SELECT reservation_id FROM tenant_quota_reserve('seats', 2, '1 hour')").by("b"),
+                no("42704", "SELECT * FROM tenant_quota_settle('{said}', 0)"),
+                no("42704", "SELECT * FROM tenant_quota_settle('{said}', 1000)"),
+            ],
+        ),
+        attack(
+            "a reservation of B cancelled",
+            "reservation scope",
+            "",
+            vec![
+                ok("SELECT reservation_id FROM tenant_quota_reserve('seats', 2, '1 hour')").by("b"),
+                no("42704", "SELECT * FROM tenant_quota_cancel('{said}')"),
+            ],
+        ),
+        attack(
+            "a reservation that B is ending",
+            "reservation scope",
+            "",
+            vec![
+                ok("SELECT reservation_id FROM tenant_quota_reserve('seats', 2, '1 hour')").by("b"),
+                ok("BEGIN").by("b"),
+                ok("SELECT reservation_id FROM tenant_quota_settle('{said}', 1)").by("b"),
+                no("42704", "SELECT * FROM tenant_quota_cancel('{said}')"),
+                ok("COMMIT").by("b"),
+            ],
+        ),
+        attack(
+            "a reservation of B and one that does not exist",
+            "same error",
+            "",
+            vec![
+                ok("SELECT reservation_id FROM tenant_quota_reserve('seats', 2, '1 hour')").by("b"),
+                ok("DO $$ DECLARE e text[]; r uuid; BEGIN
+                    FOREACH r IN ARRAY ARRAY['{said}', '{D}']::uuid[] LOOP
+                        BEGIN PERFORM tenant_quota_settle(r, 1); EXCEPTION WHEN OTHERS THEN
+                            e := e || (SQLSTATE || replace(SQLERRM, r::text, '')); END;
+                    END LOOP;
+                    ASSERT cardinality(e) = 2 AND e[1] = e[2], e::text; END $$"),
+            ],
+        ),
+        attack(
+            "a release of units that B holds",
+            "below zero",
+            "",
+            vec![
+                ok("SELECT used FROM tenant_quota_reserve('seats', 2, '1 hour')").by("b"),
+                no("22023", "SELECT * FROM tenant_quota_release('seats', 2)"),
+            ],
+        ),
+        attack(
+            "the leases of all",
+            "usage rights",
+            "INSERT INTO tenant_rls.leases VALUES ('{B}', 'calls', '2020-01-01', '2100-01-01', 8675309042, 8675309042)",
+            vec![ok("SELECT * FROM tenant_leases")],
+        ),
+        attack(
+            "the leases of all by a leaky function",
+            "usage barrier",
+            "INSERT INTO tenant_rls.leases VALUES ('{B}', 'calls', '2020-01-01', '2100-01-01', 8675309042, 8675309042)",
+            vec![
+                ok(
+                    "CREATE FUNCTION pg_temp.leak(bigint) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '%', $1; RETURN true; END $$",
+                ),
+                ok("SELECT * FROM tenant_leases WHERE pg_temp.leak(at_stake)"),
+            ],
+        ),
+        attack(
+            "units in parallel workers",
+            "quota parallel",
+            "",
+            vec![
+                ok(
+                    "CREATE FUNCTION pg_temp.take() RETURNS bigint LANGUAGE plpgsql PARALLEL SAFE AS $$ BEGIN RETURN (SELECT used FROM tenant_quota_consume('calls')); END $$",
+                ),
+                ok(
+                    "CREATE FUNCTION pg_temp.give() RETURNS bigint LANGUAGE plpgsql PARALLEL SAFE AS $$ BEGIN RETURN (SELECT used FROM tenant_quota_release('seats')); END $$",
+                ),
+                ok(
+                    "SELECT set_config(name, 'on', false) IS NULL FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')",
+                ),
+                no("25000", "SELECT pg_temp.take()"),
+                no("25000", "SELECT pg_temp.give()"),
+                ok("SELECT used FROM tenant_quota_check('calls')"),
+            ],
+        ),
     ]
 }

@@ -2,9 +2,12 @@
 
 use super::{Attack, Oracle, any, attack, no, ok};
 
+const SHARED: &str = "**Sessions that share a role** are one to Postgres: each sees what the others run in `pg_stat_activity`, can cancel and end them, and can end what they have prepared.";
+
 pub fn attacks() -> Vec<Attack> {
     let mut attacks = rights();
     attacks.extend(members());
+    attacks.extend(shared());
     attacks
 }
 
@@ -60,7 +63,9 @@ fn rights() -> Vec<Attack> {
             "",
             vec![
                 ok("BEGIN; SELECT 'canary-b statement'").by("b"),
-                ok("SELECT count(*) FROM pg_stat_activity WHERE usename = '{b}' AND query ILIKE '%canary%'"),
+                ok(
+                    "SELECT 1 / (count(*) > 0)::int, string_agg(DISTINCT query, '|') FROM pg_stat_activity WHERE datname = '{db}' AND usename = '{b}'",
+                ),
                 ok("COMMIT").by("b"),
             ],
         ),
@@ -95,6 +100,61 @@ fn rights() -> Vec<Attack> {
             ],
         )
         .by("stranger", ""),
+    ]
+}
+
+macro_rules! others {
+    () => {
+        "datname = '{db}' AND usename = '{shared}' AND pid <> pg_backend_pid()"
+    };
+}
+
+/// B has a session of the attacker's own role.
+fn shared() -> Vec<Attack> {
+    let by_shared =
+        |name, steps| attack(name, "documented", "SELECT 'a database of its own'", steps).by("shared", "{A}");
+    vec![
+        by_shared(
+            "what B is doing with the same role",
+            vec![
+                ok("BEGIN; SELECT 'canary-b statement'").by("shared#b"),
+                ok(concat!("SELECT query FROM pg_stat_activity WHERE ", others!())),
+            ],
+        )
+        .leaks(Oracle::Canary, SHARED),
+        by_shared(
+            "end a session of B with the same role",
+            vec![
+                ok("BEGIN; UPDATE orders SET note = note || '.' WHERE id = 10").by("shared#b"),
+                ok(concat!(
+                    "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE ",
+                    others!()
+                )),
+                ok("COMMIT").by("shared#b"),
+            ],
+        )
+        .leaks(Oracle::Blocked, SHARED),
+        by_shared(
+            "end a prepared transaction of B with the same role",
+            vec![
+                ok("BEGIN; UPDATE orders SET note = note || '.' WHERE id = 10; PREPARE TRANSACTION '{db}'")
+                    .by("shared#b"),
+                ok("ROLLBACK PREPARED '{db}'"),
+                ok("COMMIT PREPARED '{db}'").by("shared#b"),
+            ],
+        )
+        .leaks(Oracle::Blocked, SHARED),
+        attack(
+            "rows of B with the same role",
+            "policy",
+            "",
+            vec![
+                ok("BEGIN; SELECT count(*) > -1 FROM orders").by("shared#b"),
+                ok("SELECT note FROM orders ORDER BY id"),
+                ok("COMMIT").by("shared#b"),
+            ],
+        )
+        .by("shared", "{A}"),
     ]
 }
 

@@ -255,6 +255,8 @@ SET client_min_messages = error;
 BEGIN;
 SELECT set_tenant('{B}');
 SELECT tenant_quota_consume('calls', 8675309), tenant_quota_consume('seats', 7);
+SELECT tenant_quota_consume('calls', 5, 'key of b'), tenant_quota_consume_many('{\"calls\": 1}', 'many of b'),
+    tenant_quota_reserve('seats', 1, '30 days', 'hold of b');
 SELECT tenant_cache_set(key, '\"canary-b\"', '1 year') FROM unnest(ARRAY['page:1', 'page:2', 'only-b', '*', '%', 'page:*', '',
     '{B}', '{B}:page:1', 'tenant:{B}:page:1', 'page:1'' OR true --', chr(1114111) || '1']) AS key;
 COMMIT;
@@ -284,6 +286,7 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.units AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.idempotency_keys AS t),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.reservations AS t),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.leases AS t),
     (SELECT count(*) FROM tenant_rls.used_tickets),
     (SELECT last_value FROM jobs_id_seq),
     (SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())),
@@ -333,6 +336,7 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.quota_events AS t WHERE tenant_id = '{B}' AND period_start < '2021-01-01'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.idempotency_keys AS t WHERE tenant_id = '{B}'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.reservations AS t WHERE tenant_id = '{B}'),
+    (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.leases AS t WHERE tenant_id = '{B}'),
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.units AS t WHERE tenant_id = '{B}')))
 || md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.tenants AS t),

@@ -254,6 +254,13 @@ pub const CASES: &[Case] = &[
     case("registry_open", "ALTER TABLE tenant_rls.tenants DISABLE ROW LEVEL SECURITY", "tenant_rls.tenants"),
     case("registry_open", "CREATE POLICY p ON tenant_rls.tenants USING (true)", "tenant_rls.tenants"),
     case("registry_open", "GRANT SELECT ON tenant_rls.tenants TO @app", "tenant_rls.tenants"),
+    case(
+        "channel_open",
+        "SELECT FROM tenant_lockdown(true); GRANT EXECUTE ON FUNCTION pg_notify(text, text) TO PUBLIC",
+        "pg_notify(text,text)",
+    ),
+    case("channel_open", "SELECT FROM tenant_lockdown(true); GRANT TEMPORARY ON DATABASE @db TO PUBLIC", "DATABASE @db"),
+    case("channel_open", "ALTER DATABASE @db SET lo_compat_privileges = yes", "database"),
 ];
 
 /// The database before it is broken: with a table more, whose tenant column is no part of a key.

@@ -105,9 +105,11 @@ fn violations_name_no_values() {
         "ALTER TABLE orders ADD UNIQUE (note), ADD CHECK (note <> 'bad');
          CREATE TABLE lines (id int PRIMARY KEY, tenant_id uuid NOT NULL, order_id int REFERENCES orders);
          SELECT tenant_protect('lines');
-         GRANT SELECT, INSERT, UPDATE, DELETE ON lines TO app;",
+         CREATE TABLE rooms (tenant_id uuid NOT NULL, room int, EXCLUDE USING hash (room WITH =));
+         SELECT tenant_protect('rooms');
+         GRANT SELECT, INSERT, UPDATE, DELETE ON lines, rooms TO app;",
     );
-    admin.run(&format!("INSERT INTO lines VALUES (1, '{A}', 1)"));
+    admin.run(&format!("INSERT INTO lines VALUES (1, '{A}', 1); INSERT INTO rooms VALUES ('{B}', 55)"));
     app.run(&format!("SET app.current_tenant = '{A}'"));
     for (session, shown) in [(&mut app, false), (&mut admin, true)] {
         for (sql, code, value) in [
@@ -116,6 +118,7 @@ fn violations_name_no_values() {
             (format!("INSERT INTO orders VALUES (10, '{A}', 'bad')"), "23514", "bad"),
             (format!("INSERT INTO lines VALUES (2, '{A}', 77)"), "23503", "(77)"),
             (format!("DELETE FROM orders WHERE id = 1 AND tenant_id = '{A}'"), "23503", "(1)"),
+            (format!("INSERT INTO rooms VALUES ('{A}', 55)"), "23P01", "(55)"),
         ] {
             let error = report(session, &sql);
             assert_eq!(error.code().code(), code, "{sql}");
@@ -127,7 +130,7 @@ fn violations_name_no_values() {
             );
         }
     }
-    for value in ["(b3)", "(3)", "(77)", "(1)"] {
+    for value in ["(b3)", "(3)", "(77)", "(1)", "(55)"] {
         assert_eq!(
             messages(&cluster, &format!("={value} ")).len(),
             1,

@@ -28,6 +28,10 @@ struct Pooler {
 
 impl Pooler {
     fn start(db: &Db, mode: &str) -> Pooler {
+        Pooler::start_with(db, mode, "")
+    }
+
+    fn start_with(db: &Db, mode: &str, more: &str) -> Pooler {
         let directory = run("mktemp", &["-d", "/tmp/tenant_rls-pool.XXXXXX"]).trim().to_string();
         let (host, server_port) = db.address();
         let port = free_port();
@@ -35,7 +39,7 @@ impl Pooler {
             "[databases]\n* = host={host} port={server_port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = trust\nauth_file = {directory}/users\npool_mode = {mode}\n\
              default_pool_size = {CONNECTIONS}\nmax_client_conn = 1000\nserver_reset_query = DISCARD ALL\n\
-             logfile = {directory}/log\nlog_connections = 0\nlog_disconnections = 0\nlog_pooler_errors = 0\n"
+             logfile = {directory}/log\nlog_connections = 0\nlog_disconnections = 0\nlog_pooler_errors = 0\n{more}\n"
         );
         let write = "printf '%s' \"$1\" > \"$2\"";
         run("sh", &["-c", write, "sh", &settings, &format!("{directory}/ini")]);
@@ -89,6 +93,7 @@ struct Count {
     missing: AtomicU64,
     aborts: AtomicU64,
     disconnects: AtomicU64,
+    discards: AtomicU64,
     errors: AtomicU64,
 }
 
@@ -198,6 +203,12 @@ fn transaction(
         }
     }
     count.read_without(client);
+    // Whatever connection it is run in: nothing in there is missed by the next client.
+    if dice.below(16) == 0 {
+        count.add(&count.discards, 1);
+        client.batch_execute("DISCARD ALL")?;
+        count.read_without(client);
+    }
     Ok(true)
 }
 
@@ -266,13 +277,14 @@ fn storm(mode: &str) {
     ));
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     eprintln!(
-        "{mode} mode, {seconds} s, {CLIENTS} clients, {servers} server connections: {} transactions, {} rows, {} wrong, {} incomplete, {} aborts, {} disconnects, {} errors",
+        "{mode} mode, {seconds} s, {CLIENTS} clients, {servers} server connections: {} transactions, {} rows, {} wrong, {} incomplete, {} aborts, {} disconnects, {} times DISCARD ALL, {} errors",
         of(&count.transactions),
         of(&count.rows),
         of(&count.wrong),
         of(&count.missing),
         of(&count.aborts),
         of(&count.disconnects),
+        of(&count.discards),
         of(&count.errors)
     );
     assert_eq!(of(&count.wrong), 0, "rows of other tenants");
@@ -280,6 +292,7 @@ fn storm(mode: &str) {
     assert_eq!(of(&count.errors), 0, "unexpected errors, or unexpected successes");
     assert!(servers <= i64::from(CONNECTIONS), "{servers} server connections");
     assert!(of(&count.rows) > 0 && of(&count.aborts) > 0 && of(&count.disconnects) > 0);
+    assert!(of(&count.discards) > 0);
 }
 
 /// Transaction mode: set_tenant in each transaction, and nothing stays behind.
@@ -292,6 +305,29 @@ fn transaction_mode_mixes_nothing() {
 #[test]
 fn session_mode_mixes_nothing() {
     storm("session");
+}
+
+/// With server_reset_query_always a tenant of the session, a temporary table and a held cursor end with the transaction.
+#[test]
+fn a_reset_after_each_transaction_leaves_nothing() {
+    let db = database();
+    let pooler =
+        Pooler::start_with(&db, "transaction", "default_pool_size = 1\nserver_reset_query_always = 1");
+    let (mut first, mut next) =
+        (pooler.connect(&db).expect("a connection"), pooler.connect(&db).expect("one"));
+    let count = Count::default();
+    for leave in [
+        "SELECT 1",
+        "CREATE TEMPORARY TABLE kept AS SELECT * FROM notes",
+        "DECLARE kept CURSOR WITH HOLD FOR SELECT * FROM notes",
+    ] {
+        first.run(&format!("BEGIN; SET app.current_tenant = '{}'; {leave}; COMMIT", tenant(1)));
+        count.read_without(&mut next);
+        next.run(&format!("BEGIN; SELECT set_tenant('{}')", tenant(2)));
+        count.read(&mut next, &tenant(2)).expect("rows");
+        next.run("COMMIT");
+    }
+    assert_eq!(count.wrong.into_inner() + count.missing.into_inner() + count.errors.into_inner(), 0);
 }
 
 /// What makes transaction mode unsafe: a tenant of the session stays in the server connection.

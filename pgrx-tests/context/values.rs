@@ -195,3 +195,41 @@ fn receive(stream: &mut TcpStream) -> (u8, Vec<u8>) {
     stream.read_exact(&mut body).expect("the rest of the message");
     (head[0], body)
 }
+
+/// In a database without an encoding the bytes of a text need not be UTF-8. None of our functions takes such bytes for
+/// something else, and the session goes on.
+#[test]
+fn bytes_that_are_no_text_mean_nothing() {
+    let db = Db::in_sql_ascii();
+    let mut admin = db.admin();
+    admin.run(&format!("SELECT tenant_create('{A}'), tenant_create('{B}')"));
+    let app = db.app();
+    db.role(&app, "LOGIN");
+    admin.run(&format!("SELECT tenant_grant('{app}')"));
+    let mut app = db.connect_as(&app, A);
+    // A lead byte without what must follow, one that takes the quote for it, an overlong slash, a surrogate, 0xFF.
+    for bytes in ["\\xc0", "\\xc0\\x27", "\\xc0\\xaf", "\\xed\\xa0\\x80", "\\xff"] {
+        for call in [
+            "tenant_quota_consume(E'@')",
+            "tenant_quota_consume(E'api_requests@')",
+            "tenant_quota_try_consume('api_requests', 1, E'@')",
+            "tenant_quota_reserve(E'@', 1, '1 minute')",
+            "tenant_feature(E'@')",
+            "tenant_setting(E'@')",
+            "tenant_cache_get(E'@')",
+            "tenant_cache_set(E'@', '1')",
+            "tenant_cache_invalidate(E'@*')",
+            "set_tenant_ticket(E'@')",
+            "set_config('app.current_tenant', E'@', false)",
+            "set_config('app.current_tenant', E'bbbbbbbb-0000-4000-8000-00000000000b@', false)",
+        ] {
+            let call = call.replace('@', bytes);
+            app.run(&format!("SET app.current_tenant = '{A}'"));
+            // The library takes UTF-8 alone, and says so with XX000 where it is handed something else.
+            let refused = app.attempt(&format!("SELECT * FROM {call}"));
+            let known = ["22021", "22023", "42501", "42704", "XX000"];
+            assert!(refused.is_none_or(|state| known.contains(&state.as_str())), "{call}");
+            assert_ne!(current(&mut app).as_deref(), Some(B), "{call}");
+        }
+    }
+}

@@ -440,11 +440,88 @@ mod tests {
         }
     }
 
+    /// A field of a definition: its name, a value that may be right, and sometimes one that is not.
+    fn field() -> impl Strategy<Value = (String, Value)> {
+        let text = || {
+            prop_oneof![
+                "[a-z]([a-z0-9-]{0,10}[a-z0-9])?",
+                "[A-Za-z0-9._/:-]{0,70}",
+                "\\PC{0,8}",
+                "[\\x00-\\x20\"]{1,3}"
+            ]
+        };
+        let quantity = "[0-9]{0,4}\\.?[0-9]{0,3}(|[numkMGTPEx]|[KMG]i)";
+        let texts = |value: BoxedStrategy<Value>| {
+            proptest::collection::btree_map(text(), value, 0..3)
+                .prop_map(|map| Value::Object(map.into_iter().collect()))
+        };
+        let variable = prop_oneof![
+            text().prop_map(Value::from),
+            ("configMap|secret|other", text(), text())
+                .prop_map(|(kind, source, key)| json!({ (kind): source, "key": key })),
+        ];
+        let quantities = || texts(quantity.prop_map(Value::from).boxed()).boxed();
+        let odd = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<bool>().prop_map(Value::from),
+            text().prop_map(Value::from),
+            proptest::collection::vec(text().prop_map(Value::from), 0..3).prop_map(Value::from),
+        ];
+        prop_oneof![
+            8 => ("image|app|tier|region|namespace|container", text())
+                .prop_map(|(name, value)| (name, Value::from(value))),
+            2 => ("replicas|port", prop_oneof![any::<i64>(), 0..70_000i64])
+                .prop_map(|(name, value)| (name, Value::from(value))),
+            2 => texts(text().prop_map(Value::from).boxed()).prop_map(|value| ("labels".into(), value)),
+            2 => texts(variable.boxed()).prop_map(|value| ("env".into(), value)),
+            2 => (quantities(), quantities()).prop_map(|(requests, limits)| {
+                ("resources".into(), json!({ "requests": requests, "limits": limits }))
+            }),
+            1 => "shared|pool|isolated|\\PC{0,4}"
+                .prop_map(|value| ("isolation".into(), Value::from(value))),
+            1 => proptest::collection::vec(text(), 0..3).prop_map(|value| ("plans".into(), json!(value))),
+            1 => ("[a-zA-Z]{0,10}|image|replicas|env|labels|resources|plans|default|location", odd),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn no_text_breaks_the_parser(text in "\\PC{0,200}") {
+        fn fuzz_no_text_breaks_the_parser(text in "\\PC{0,200}") {
             let _ = Spec::parse(&text);
             let _ = (check_name(&text), check_image(&text), is_label_key(&text));
+        }
+
+        #[test]
+        fn fuzz_a_definition_is_refused_or_said_by_its_manifest(
+            fields in proptest::collection::vec(field(), 0..4),
+            release in proptest::option::of((any::<i64>(), any::<u32>())),
+        ) {
+            let fields: serde_json::Map<String, Value> = fields.into_iter().collect();
+            if let Ok(spec) = Spec::parse(&Value::Object(fields.clone()).to_string()) {
+                let manifest = spec.manifest("api", "shop:1", release);
+                let pod = &manifest["spec"]["template"]["spec"]["containers"][0];
+                let labels = &manifest["spec"]["template"]["metadata"]["labels"];
+                prop_assert!(is_dns_label(pod["name"].as_str().unwrap_or_default(), 63));
+                let fits = |(key, value): (&String, &Value)| {
+                    is_label_key(key) && value.as_str().is_some_and(is_label_value)
+                };
+                prop_assert!(labels.as_object().is_some_and(|labels| labels.iter().all(fits)));
+                // What was said is there, as it was said, and nothing else is.
+                let given = |name: &str| fields.get(name).and_then(Value::as_object);
+                let size = |name: &str| given(name).map_or(0, serde_json::Map::len);
+                prop_assert_eq!(pod["env"].as_array().map_or(0, Vec::len), size("env"));
+                for (key, value) in given("labels").into_iter().flatten() {
+                    prop_assert_eq!(&labels[key], value);
+                }
+                for kind in ["requests", "limits"] {
+                    let quantities = given("resources").and_then(|resources| resources[kind].as_object());
+                    let said = pod["resources"][kind].as_object();
+                    prop_assert_eq!(said.map_or(0, |said| said.len()), quantities.map_or(0, |given| given.len()));
+                }
+                prop_assert_eq!(&serde_json::from_str::<Value>(&manifest.to_string()).ok(), &Some(manifest));
+            }
         }
     }
 }

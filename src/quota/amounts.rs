@@ -138,6 +138,21 @@ mod tests {
         }
 
         #[test]
+        fn fuzz_a_resource_name_stays_as_it_is(
+            names in proptest::collection::btree_map("\\PC{0,12}|[\\x00-\\x1f\"'\\\\/]{1,4}", any::<(u32, bool)>(), 0..5),
+        ) {
+            // As the server prints a jsonb, and as a client may write it.
+            let spelled = |name: &str, escaped: bool| match escaped {
+                true => name.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect(),
+                false => { let json = Value::from(name).to_string(); json[1..json.len() - 1].to_string() }
+            };
+            let fields = names.iter().map(|(name, (amount, escaped))| format!("\"{}\": {amount}", spelled(name, *escaped)));
+            let text = format!("{{{}}}", fields.collect::<Vec<_>>().join(", "));
+            let expected = names.into_iter().map(|(name, (amount, _))| (name, i64::from(amount)));
+            prop_assert_eq!(of(&text), Ok(expected.collect::<Vec<_>>()));
+        }
+
+        #[test]
         fn fuzz_text_of_json_never_panics(text in "[\\[\\]{}\":,0-9a-z.eE+-]{0,40}|\\{(\"[a-c]\":-?[0-9]{1,20}(\\.[0-9]|e[0-9]{1,3})?,?){0,3}\\}") {
             if let Ok(amounts) = parse(&text) {
                 prop_assert!(amounts.values().all(|amount| *amount >= 0));

@@ -350,7 +350,7 @@ impl fmt::Display for Carried {
 }
 
 impl Carried {
-    /// Reads what `Display` writes.
+    /// Reads what `Display` writes, and no other spelling of it.
     pub fn parse(text: &str) -> Option<Carried> {
         let mut parts = text.split(' ');
         let (tenant, expires_at, hex) = (parts.next()?, parts.next()?, parts.next()?);
@@ -362,7 +362,8 @@ impl Carried {
             *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
         }
         let ticket = Ticket { expires_at: expires_at.parse().ok()?, key };
-        Some(Carried(TenantId::parse(tenant).ok()?, ticket))
+        let carried = Carried(TenantId::parse(tenant).ok()?, ticket);
+        (carried.to_string() == text).then_some(carried)
     }
 }
 

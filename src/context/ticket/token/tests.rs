@@ -133,11 +133,6 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_claims_do_not_panic(claims: String) {
-        let _ = read(&sign(&SECRET, HEADER, &claims), &hs());
-    }
-
-    #[test]
     fn a_changed_byte_is_refused(at: prop::sample::Index, byte: u8) {
         let mut token = sign(&SECRET, HEADER, &claims("")).into_bytes();
         let at = at.index(token.len());
@@ -145,10 +140,6 @@ proptest! {
         token[at] = byte;
         prop_assert!(Token::parse(&token).and_then(|token| token.verify(&hs())).is_err());
     }
-
-    #[test]
-    fn what_workers_get_reads_back(tenant: [u8; 16], expires_at: i64, key: [u8; 32]) {
-        let carried = Carried(TenantId::from_bytes(tenant), Ticket { expires_at, key });
-        prop_assert_eq!(Carried::parse(&carried.to_string()), Some(carried));
-    }
 }
+
+mod fuzz;
