@@ -30,8 +30,9 @@ examples: ## The programs in examples/, tested against a private throwaway clust
 	@scripts/install $(PG) run
 	@scripts/examples
 
+# Dumps and pg_upgrade come from 15; beyond 16 from 16 too: not every minor of 15 can be upgraded from.
 test: ## Everything; TESTNAME=… for the tests with that in their name
-	@scripts/setup 15 $(filter-out 15,$(PG))
+	@scripts/setup 15 $(if $(filter 17 18,$(PG)),16) $(filter-out 15,$(PG))
 	@scripts/test $(PG) $(TESTNAME)
 
 test-pool: ## 200 clients over PgBouncer, a minute in each mode

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use postgres::{Client, NoTls};
 
-use crate::harness::{Db, Session};
+use crate::harness::{Db, Notices, Session};
 
 /// A cluster, stopped and deleted when dropped.
 pub struct Cluster {
@@ -114,6 +114,13 @@ impl Cluster {
         try_connect(self.port, database, role).expect("the cluster answers")
     }
 
+    /// A connection as a role, and what the server tells it beside its answers.
+    pub fn connect_listening(&self, database: &str, role: &str) -> (Client, Notices) {
+        let mut config = config(self.port, database, role);
+        let notices = Notices::of(&mut config);
+        (config.connect(NoTls).expect("the cluster answers"), notices)
+    }
+
     /// What the server has logged.
     pub fn log(&self) -> String {
         run("cat", &[&format!("{}/log", self.directory)])
@@ -158,7 +165,13 @@ impl Drop for Cluster {
 
 /// A connection to the cluster on that port, or why there is none.
 pub fn try_connect(port: u16, database: &str, role: &str) -> Result<Client, postgres::Error> {
-    postgres::Config::new().host("127.0.0.1").port(port).dbname(database).user(role).connect(NoTls)
+    config(port, database, role).connect(NoTls)
+}
+
+fn config(port: u16, database: &str, role: &str) -> postgres::Config {
+    let mut config = postgres::Config::new();
+    config.host("127.0.0.1").port(port).dbname(database).user(role);
+    config
 }
 
 /// Kills a process of a cluster, which has no time to do anything about it. `false` if it has gone by itself.

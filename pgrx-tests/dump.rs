@@ -6,11 +6,10 @@ mod place;
 mod removal;
 mod state;
 
-use std::io::Write;
 use std::process::Output;
 
 use crate::cluster::{Cluster, command};
-use crate::harness::{A, Session};
+use crate::harness::{A, Session, program, skipped};
 
 use behaviour::{assert_absent_role_has_nothing, assert_behaves};
 use fixture::{Original, ident, regrole};
@@ -236,23 +235,18 @@ fn installed_rows_that_were_renamed_or_truncated_stay_away() {
     }
 }
 
-/// Tells that a test has proved nothing. Past the harness, which shows only what failed.
-fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+/// The programs of each version that one may come from, with the extension, oldest first.
+fn older() -> Vec<Programs> {
+    let bins =
+        program("TENANT_RLS_OLDER_BINS", "PostgreSQL 15 and others, with the extension").unwrap_or_default();
+    bins.split(':').filter(|path| !path.is_empty()).map(Programs::at).collect()
 }
 
-/// A cluster of PostgreSQL 15 with an original, or `None` where there is no PostgreSQL 15.
-fn old_cluster() -> Option<(Cluster, Original)> {
-    let tested = Programs::tested();
-    let programs =
-        std::env::var("TENANT_RLS_PG15_BIN").ok().or_else(|| (tested.major() == 15).then(|| tested.path()));
-    let Some(programs) = programs else {
-        skipped("TENANT_RLS_PG15_BIN does not say where a PostgreSQL 15 with the extension is");
-        return None;
-    };
-    let cluster = Cluster::of(&programs, &[PRELOADED]);
+/// A cluster of that version, with an original in it.
+fn old_cluster(programs: &Programs) -> (Cluster, Original) {
+    let cluster = Cluster::of(&programs.path(), &[PRELOADED]);
     let original = Original::at(Place::in_cluster(&cluster, "old"));
-    Some((cluster, original))
+    (cluster, original)
 }
 
 /// Some minors keep a mark on every column, which the programs of older minors of a later version hand on and
@@ -262,55 +256,64 @@ fn knows_columns_of(new: &Cluster, old: &Cluster) -> bool {
         let sql = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attoptions::text LIKE '%pg_attver=%')";
         cluster.connect("postgres", "postgres").one::<bool>(sql)
     };
-    let knows = marks(new) || !marks(old);
-    if !knows {
-        skipped("the tested server is a minor too old to take any table of this PostgreSQL 15 (pg_attver)");
-    }
-    knows
+    marks(new) || !marks(old)
 }
+
+const TOO_OLD: &str = "the tested server is a minor too old to take any table of it (pg_attver)";
 
 /// With the new version's pg_dump, as the manual says, and with the old one's.
 #[test]
-fn a_dump_of_postgres_15_restores() {
-    let Some((old, original)) = old_cluster() else { return };
-    let scratch = Scratch::new();
-    let cluster = Cluster::start(&[PRELOADED]);
-    original.roles.create(&Place::in_cluster(&cluster, "roles"));
-    let absent = ident(&original.roles.absent);
-    cluster.connect("postgres", "postgres").run(&format!("CREATE ROLE {absent} LOGIN"));
-    let mut dumpers = vec![("by_old", Programs::of(&old))];
-    if knows_columns_of(&cluster, &old) {
-        dumpers.push(("by_new", Programs::tested()));
-    }
-    for (database, dumper) in dumpers {
-        let file = scratch.file(database);
-        dumper.dump(&original.place, &["--format=custom"], &file);
-        let copy = Place::in_cluster(&cluster, database);
-        assert_eq!(Programs::tested().restore(&file, &copy, &["--exit-on-error"]), "", "{database}");
-        assert_restored(&original, &copy);
+fn a_dump_of_an_older_version_restores() {
+    for programs in older() {
+        let version = programs.major();
+        let (old, original) = old_cluster(&programs);
+        let scratch = Scratch::new();
+        let cluster = Cluster::start(&[PRELOADED]);
+        original.roles.create(&Place::in_cluster(&cluster, "roles"));
+        let absent = ident(&original.roles.absent);
+        cluster.connect("postgres", "postgres").run(&format!("CREATE ROLE {absent} LOGIN"));
+        let mut dumpers = vec![("by_old", programs)];
+        if knows_columns_of(&cluster, &old) {
+            dumpers.push(("by_new", Programs::tested()));
+        } else {
+            skipped(&format!("a dump of PostgreSQL {version} by the tested pg_dump: {TOO_OLD}"));
+        }
+        for (database, dumper) in dumpers {
+            let file = scratch.file(database);
+            dumper.dump(&original.place, &["--format=custom"], &file);
+            let copy = Place::in_cluster(&cluster, database);
+            let said = Programs::tested().restore(&file, &copy, &["--exit-on-error"]);
+            assert_eq!(said, "", "{version} {database}");
+            assert_restored(&original, &copy);
+        }
     }
 }
 
 #[test]
 fn pg_upgrade_keeps_everything() {
-    if Programs::tested().major() == 15 {
-        skipped("there is no older version than 15 to come from");
-        return;
+    let tested = Programs::tested().major();
+    let older: Vec<Programs> = older().into_iter().filter(|programs| programs.major() < tested).collect();
+    if older.is_empty() {
+        skipped(&format!("pg_upgrade: there is no version before {tested} to come from"));
     }
-    let Some((old, original)) = old_cluster() else { return };
-    let new = Cluster::start(&[PRELOADED]);
-    if !knows_columns_of(&new, &old) {
-        return;
+    for programs in older {
+        let version = programs.major();
+        let (old, original) = old_cluster(&programs);
+        let new = Cluster::start(&[PRELOADED]);
+        if !knows_columns_of(&new, &old) {
+            skipped(&format!("pg_upgrade from PostgreSQL {version}: {TOO_OLD}"));
+            continue;
+        }
+        old.down();
+        new.down();
+        let scratch = Scratch::new();
+        for option in ["--check", "--jobs=2"] {
+            let output = upgrade(&old, &new, &scratch, option);
+            assert!(output.status.success(), "{version}: {}", String::from_utf8_lossy(&output.stdout));
+        }
+        new.up();
+        assert_restored(&original, &original.place.moved_to(&new));
     }
-    old.down();
-    new.down();
-    let scratch = Scratch::new();
-    for option in ["--check", "--jobs=2"] {
-        let output = upgrade(&old, &new, &scratch, option);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    }
-    new.up();
-    assert_restored(&original, &original.place.moved_to(&new));
 }
 
 fn upgrade(old: &Cluster, new: &Cluster, scratch: &Scratch, option: &str) -> Output {

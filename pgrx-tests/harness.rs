@@ -1,5 +1,6 @@
 //! The server, databases, roles and connections of the tests.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -163,10 +164,8 @@ impl Db {
 
     /// A connection as a role, with `PGOPTIONS`, and what the server tells it beside its answers.
     pub fn connect_listening(&self, role: &str, options: &str) -> (Client, Notices) {
-        let notices = Notices::default();
-        let heard = notices.0.clone();
         let mut config = config(&self.name, role, options);
-        config.notice_callback(move |notice| heard.lock().unwrap().push(notice.severity().to_string()));
+        let notices = Notices::of(&mut config);
         let client = config.connect(NoTls).unwrap_or_else(|error| panic!("connect as {role}: {error}"));
         (client, notices)
     }
@@ -216,6 +215,14 @@ fn config(database: &str, role: &str, options: &str) -> postgres::Config {
 pub struct Notices(Arc<Mutex<Vec<String>>>);
 
 impl Notices {
+    /// Those of the connection that is made with it.
+    pub fn of(config: &mut postgres::Config) -> Notices {
+        let notices = Notices::default();
+        let heard = notices.0.clone();
+        config.notice_callback(move |notice| heard.lock().unwrap().push(notice.severity().to_string()));
+        notices
+    }
+
     /// The number of warnings since the last call.
     pub fn warnings(&self) -> usize {
         self.0.lock().unwrap().drain(..).filter(|severity| severity == "WARNING").count()
@@ -335,6 +342,22 @@ pub fn eventually(client: &mut Client, sql: &str) {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     panic!("{sql}\nwas never true");
+}
+
+/// The program, or the folder of programs, that the variable names. `make test` names all; without it the test is to end, and
+/// it is said that it has proved nothing.
+pub fn program(variable: &str, what: &str) -> Option<String> {
+    let named = std::env::var(variable).ok();
+    if named.is_none() {
+        skipped(&format!("{variable} does not say where there is {what}; make test does"));
+    }
+    named
+}
+
+/// Tells what was not proved, and why. Past the test framework, which shows only what failed.
+pub fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
 }
 
 /// Lets threads that look at the flag end when it is dropped, also when their test has panicked.

@@ -23,8 +23,11 @@ const SITUATIONS: [Situation; 4] = [
     Situation::InTransaction("SERIALIZABLE"),
 ];
 
+const LEVELS: [&str; 3] = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"];
+
 const READ: &str = "SELECT count(*)::text FROM orders";
 const CALL: &str = "SELECT quota_limit::text FROM tenant_quota_check('api_requests')";
+const CONSUME: &str = "SELECT quota_limit::text FROM tenant_quota_consume('api_requests')";
 const ASK: &str = "SELECT required_tenant()::text";
 
 /// An open session that has run one statement under a generic plan, and can run it again.
@@ -193,6 +196,19 @@ fn revoke_is_seen() {
     change_raises(&db, &db.app(), &format!("SELECT tenant_revoke('{}')", db.app()), "42501");
 }
 
+/// A role whose grant of one tenant is revoked acts for that one no longer.
+#[test]
+fn revoke_of_one_tenant_is_seen() {
+    let db = Db::with_orders();
+    let one = db.role_name("one");
+    db.role(&one, "LOGIN");
+    db.admin().run(&format!(
+        "SELECT tenant_grant('{one}', '{A}'), tenant_grant('{one}', '{B}'); GRANT SELECT ON orders TO {one}"
+    ));
+    change_raises(&db, &one, &format!("SELECT tenant_revoke('{one}', '{A}')"), "42501");
+    assert_eq!(db.connect_as(&one, B).one::<String>(READ), "2");
+}
+
 /// A role that leaves the group that was granted the tenant acts for it no longer.
 #[test]
 fn revoke_of_a_membership_is_seen() {
@@ -237,21 +253,55 @@ fn a_plan_without_policies_does_not_outlive_the_right_to_it() {
     }
 }
 
-/// A changed plan, limit or override counts from the next call on.
+/// A changed plan, limit or override counts from the next call on, also where units were taken before.
 #[test]
 fn limits_are_seen() {
     let db = Db::with_orders();
-    let mut sessions = watchers(&db, &db.app(), &[CALL]);
+    let mut sessions = watchers(&db, &db.app(), &[CALL, CONSUME]);
     let mut admin = db.admin();
     for (change, limit) in [
         (format!("SELECT tenant_plan_change('{A}', 'starter')"), "100000"),
         ("SELECT tenant_plan_limit_set('starter', 'api_requests', 77)".into(), "77"),
-        (format!("SELECT tenant_quota_set('{A}', 'api_requests', 5)"), "5"),
+        (format!("SELECT tenant_quota_set('{A}', 'api_requests', 60)"), "60"),
         (format!("SELECT tenant_quota_unset('{A}', 'api_requests')"), "77"),
         (format!("SELECT tenant_plan_change('{A}', 'free')"), "10000"),
     ] {
         admin.run(&change);
         all_answer(&mut sessions, Ok(limit));
+    }
+}
+
+/// A changed limit on rows counts from the next INSERT on, in a transaction that has inserted under the old one.
+#[test]
+fn limits_on_rows_are_seen() {
+    let db = Db::with_orders();
+    let mut admin = db.admin();
+    admin.run(
+        "SELECT tenant_resource_define('orders', 'gauge', 'order', 'none');
+         SELECT tenant_plan_limit_set(plan, 'orders', 10) FROM tenant_rls.plans;
+         SELECT tenant_quota_attach('orders', 'orders')",
+    );
+    for level in LEVELS {
+        let mut app = db.connect_as(&db.app(), A);
+        app.run(&format!("SET plan_cache_mode = force_generic_plan; BEGIN ISOLATION LEVEL {level}"));
+        let insert = app.prepare("INSERT INTO orders (id) VALUES ($1)").expect("an INSERT");
+        app.execute(&insert, &[&10]).expect("room for the third");
+        for (id, change, room) in [
+            (11, "SELECT tenant_plan_limit_set('free', 'orders', 3)".to_string(), false),
+            (12, "SELECT tenant_plan_limit_set('free', 'orders', 4)".into(), true),
+            (13, format!("SELECT tenant_plan_change('{A}', 'starter')"), true),
+            (14, format!("SELECT tenant_quota_set('{A}', 'orders', 5)"), false),
+            (15, format!("SELECT tenant_quota_unset('{A}', 'orders')"), true),
+            (16, format!("SELECT tenant_plan_change('{A}', 'free')"), false),
+        ] {
+            admin.run(&change);
+            app.run("SAVEPOINT s");
+            let denied = app.execute(&insert, &[&id]).err().map(|error| state(&error));
+            assert_eq!(denied.as_deref(), if room { None } else { Some("53400") }, "{level}: {change}");
+            app.run(if room { "RELEASE s" } else { "ROLLBACK TO s" });
+        }
+        app.run("ROLLBACK");
+        admin.run("SELECT tenant_plan_limit_set('free', 'orders', 10)");
     }
 }
 
@@ -398,11 +448,44 @@ fn a_fence_stops_merge() {
     assert_eq!(app.fails(merge), "25006");
 }
 
+/// A fence stops the generic plans of a transaction that has locked the table for writing before, and has written nothing.
+#[test]
+fn a_fence_stops_plans_that_take_no_lock() {
+    let db = Db::with_orders();
+    for level in LEVELS {
+        for sql in WRITES {
+            let mut session = Watcher::new(&db, &db.app(), Situation::Idle, sql);
+            let lock = "LOCK TABLE orders IN ROW EXCLUSIVE MODE";
+            session.client.run(&format!("BEGIN ISOLATION LEVEL {level}; {lock}; {READ}"));
+            db.admin().run(&format!("SELECT tenant_fence('{A}', '5 s')"));
+            assert_eq!(session.run(), Err("25006".into()), "{level}: {sql}");
+            session.client.run("ROLLBACK");
+            db.admin().run(&format!("SELECT tenant_unfence('{A}')"));
+            assert!(session.run().is_ok(), "{level}: {sql}");
+        }
+    }
+}
+
+/// A fence stops a session that has done nothing but call functions.
+#[test]
+fn a_fence_stops_callers() {
+    let db = Db::with_orders();
+    for level in LEVELS {
+        let mut session = Watcher::new(&db, &db.app(), Situation::InTransaction(level), CALL);
+        db.admin().run(&format!("SELECT tenant_fence('{A}', '5 s')"));
+        assert_eq!(session.run(), Ok(Some("10000".into())), "{level}");
+        assert_eq!(session.client.fails(CONSUME), "25006", "{level}");
+        session.client.run("ROLLBACK");
+        db.admin().run(&format!("SELECT tenant_unfence('{A}')"));
+        session.client.run(CONSUME);
+    }
+}
+
 /// A fence is seen by a transaction that began before it, and has only read.
 #[test]
 fn a_fence_stops_open_transactions() {
     let db = Db::with_orders();
-    for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
+    for level in LEVELS {
         let mut session = Watcher::new(&db, &db.app(), Situation::InTransaction(level), READ);
         db.admin().run(&format!("SELECT tenant_fence('{A}')"));
         assert_eq!(session.run(), Ok(Some("2".into())), "{level}");

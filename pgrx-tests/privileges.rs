@@ -1,5 +1,7 @@
 //! The public surface, and who may reach what of it.
 
+use std::collections::BTreeSet;
+
 use postgres::Client;
 
 use crate::harness::{A, B, Db, Session, answer, recorded, refuses};
@@ -253,7 +255,7 @@ view tenant_usage
 view tenant_usage_history
 ";
 
-/// What PUBLIC may do with it: the functions of sql/privileges.sql, and read the type of an answer.
+/// What PUBLIC may do with it: what sql/privileges.sql gives. What a session may see of it is another matter.
 const PUBLIC: &str = "
 EXECUTE current_tenant()
 EXECUTE current_tenant_key()
@@ -361,6 +363,17 @@ SELECT tenant_usage
 SELECT tenant_usage_history
 ";
 
+/// What the server's own role for statistics may do.
+const STATISTICS: &str = "
+EXECUTE tenant_worker_status()
+SELECT tenant_leases
+SELECT tenant_quota_events
+SELECT tenant_quota_invariants
+SELECT tenant_storage
+SELECT tenant_usage
+SELECT tenant_usage_history
+";
+
 /// The members of the extension: class, oid, and the identity that PostgreSQL gives them, without the schema of
 /// the functions for applications.
 const MEMBERS: &str = "
@@ -403,9 +416,12 @@ fn privileges(client: &mut Client, grantee: &str) -> String {
                  SELECT identity, coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", relowner))
                  FROM member JOIN pg_class AS c ON classid = 'pg_class'::regclass AND c.oid = objid
                  UNION ALL
+                 SELECT concat(identity, '.', attname), attacl
+                 FROM member JOIN pg_attribute AS a ON classid = 'pg_class'::regclass AND a.attrelid = objid
+                 UNION ALL
                  SELECT identity, coalesce(typacl, acldefault('T', typowner)) FROM member
                  JOIN pg_type AS t ON classid = 'pg_type'::regclass AND t.oid = objid
-                 WHERE t.typelem = 0 AND EXISTS (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind = 'c')
+                 WHERE t.typelem = 0 AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = t.typrelid AND c.relkind <> 'c')
                  UNION ALL
                  SELECT identity, coalesce(nspacl, acldefault('n', nspowner)) FROM member
                  JOIN pg_namespace AS n ON classid = 'pg_namespace'::regclass AND n.oid = objid)
@@ -433,7 +449,8 @@ fn default_privileges_do_not_open_the_extension() {
     let mut admin = db.admin();
     admin.run(
         "ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO PUBLIC; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC;
-         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO PUBLIC; CREATE EXTENSION tenant_rls",
+         ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO PUBLIC; ALTER DEFAULT PRIVILEGES GRANT USAGE ON SEQUENCES TO PUBLIC;
+         ALTER DEFAULT PRIVILEGES REVOKE USAGE ON TYPES FROM PUBLIC; CREATE EXTENSION tenant_rls",
     );
     assert_eq!(privileges(&mut admin, "0"), PUBLIC);
 }
@@ -441,10 +458,41 @@ fn default_privileges_do_not_open_the_extension() {
 /// The role of the server for statistics reads the views of usage.
 #[test]
 fn readers_of_statistics_may_read_usage() {
-    assert_eq!(
-        privileges(&mut Db::new().admin(), "'pg_read_all_stats'::regrole"),
-        "\nEXECUTE tenant_worker_status()\nSELECT tenant_leases\nSELECT tenant_quota_events\nSELECT tenant_quota_invariants\nSELECT tenant_storage\nSELECT tenant_usage\nSELECT tenant_usage_history\n"
-    );
+    assert_eq!(privileges(&mut Db::new().admin(), "'pg_read_all_stats'::regrole"), STATISTICS);
+}
+
+/// The page for operators lists the same, but for what is in the schema of the tables.
+#[test]
+fn the_document_says_who_may_do_what() {
+    let page = include_str!("../docs/operations.md");
+    let names = |text: &str| -> BTreeSet<String> {
+        let quoted = text.split('`').skip(1).step_by(2);
+        quoted.map(|name| name.split('(').next().unwrap_or(name).to_string()).collect()
+    };
+    for (who, list) in [
+        ("| PUBLIC |", PUBLIC),
+        ("| `tenant_grant(role)`, `tenant_grant_ticket(role)` |", APPLICATION),
+        ("| `tenant_grant_operator(role)` |", OPERATOR),
+        ("| `pg_read_all_stats` |", STATISTICS),
+    ] {
+        let written = page.lines().find_map(|line| line.strip_prefix(who)).expect(who);
+        let given = list.lines().filter_map(|line| line.split_once(' ')).map(|(_, object)| object);
+        let given = given.filter(|object| !object.starts_with("tenant_rls."));
+        let given: BTreeSet<String> =
+            given.map(|object| object.split('(').next().unwrap_or(object).into()).collect();
+        assert_eq!(names(written), given, "{who}");
+    }
+}
+
+/// The page on the registry names every table.
+#[test]
+fn the_document_names_every_table() {
+    let page = include_str!("../docs/registry.md");
+    let (_, tables) = page.split_once("\n## Tables\n").expect("a section on tables");
+    for table in SURFACE.lines().filter_map(|line| line.strip_prefix("table tenant_rls.")) {
+        let named = tables.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+        assert!(named.into_iter().any(|names| names.contains(&format!("`{table}`"))), "{table}");
+    }
 }
 
 /// tenant_grant and tenant_grant_operator give what is listed, and take it back.
@@ -576,7 +624,16 @@ fn every_object_has_a_comment() {
         &mut admin,
         &format!(
             "SELECT identity FROM ({MEMBERS}) AS m WHERE obj_description(objid, classid::regclass::name) IS NULL
-             AND type IN ('function', 'procedure', 'view', 'table', 'schema', 'event trigger')"
+             AND type IN ('function', 'procedure', 'view', 'table', 'sequence', 'schema', 'event trigger')"
+        ),
+    );
+    assert_eq!(silent, "\n\n");
+    let silent = lines(
+        &mut admin,
+        &format!(
+            "SELECT format('%s on %s', tgname, identity) FROM ({MEMBERS}) AS m
+             JOIN pg_trigger AS t ON classid = 'pg_class'::regclass AND t.tgrelid = objid AND NOT t.tgisinternal
+             WHERE coalesce(obj_description(t.oid, 'pg_trigger'), '') = ''"
         ),
     );
     assert_eq!(silent, "\n\n");

@@ -584,34 +584,47 @@ fn calls_of_one_statement_add_up() {
     assert_eq!(recorded(&mut db.admin(), A, "calls"), 10);
 }
 
-/// An uncontended denied call, a check and a peek write no WAL; a granted call does.
+/// An uncontended denied call, whether it raises or answers, a check and a peek write no WAL and take no transaction id; a
+/// granted call does.
 #[test]
 fn a_denied_call_writes_no_wal() {
-    let (_db, mut app) = app();
-    app.run("SELECT * FROM tenant_quota_consume('calls', 9)");
-    for (call, quiet) in [
-        ("tenant_quota_try_consume('calls', 2)", true),
-        ("tenant_quota_try_consume('calls', 11)", true),
-        ("tenant_quota_check('calls')", true),
-        ("tenant_quota_consume('calls', 0)", true),
-        ("tenant_quota_consume('seats', 1)", false),
-    ] {
-        // Other tests write too, so one quiet call proves it; a call that writes is never quiet.
-        let seen: Option<String> = app.attempt(&format!(
-            "DO $$ DECLARE
-                 start pg_lsn;
-             BEGIN
-                 FOR i IN 1 .. CASE WHEN {quiet} THEN 100000 ELSE 10 END LOOP
-                     start := pg_current_wal_insert_lsn();
-                     PERFORM {call};
-                     IF start = pg_current_wal_insert_lsn() THEN
-                         RETURN;
-                     END IF;
-                 END LOOP;
-                 RAISE 'never quiet' USING ERRCODE = 'XX999';
-             END $$"
-        ));
-        assert_eq!(seen.as_deref(), if quiet { None } else { Some("XX999") }, "{call}");
+    for mode in ["strict", "escrow"] {
+        let (db, mut app) = app();
+        db.admin().run(&format!("SELECT tenant_plan_limit_set('free', 'calls', 10, mode => '{mode}')"));
+        app.run("SELECT * FROM tenant_quota_consume('calls', 9)");
+        for (call, quiet) in [
+            ("PERFORM tenant_quota_try_consume('calls', 2)", true),
+            ("PERFORM tenant_quota_try_consume('calls', 11)", true),
+            (
+                "BEGIN
+                     PERFORM tenant_quota_consume('calls', 2);
+                     RAISE 'granted';
+                 EXCEPTION WHEN configuration_limit_exceeded THEN
+                     NULL;
+                 END",
+                true,
+            ),
+            ("PERFORM tenant_quota_check('calls')", true),
+            ("PERFORM tenant_quota_consume('calls', 0)", true),
+            ("PERFORM tenant_quota_consume('seats', 1)", false),
+        ] {
+            // Other tests write too, so one quiet call proves it; a call that writes is never quiet.
+            let seen: Option<String> = app.attempt(&format!(
+                "DO $$ DECLARE
+                     start pg_lsn;
+                 BEGIN
+                     FOR i IN 1 .. CASE WHEN {quiet} THEN 100000 ELSE 10 END LOOP
+                         start := pg_current_wal_insert_lsn();
+                         {call};
+                         IF start = pg_current_wal_insert_lsn() AND pg_current_xact_id_if_assigned() IS NULL THEN
+                             RETURN;
+                         END IF;
+                     END LOOP;
+                     RAISE 'never quiet' USING ERRCODE = 'XX999';
+                 END $$"
+            ));
+            assert_eq!(seen.as_deref(), if quiet { None } else { Some("XX999") }, "{mode}: {call}");
+        }
     }
 }
 

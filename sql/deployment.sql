@@ -68,6 +68,7 @@ SELECT pg_catalog.pg_extension_config_dump('tenant_rls.releases_release_id_seq',
 COMMENT ON TABLE tenant_rls.deployments IS 'programs that serve tenants: the image that is stable, and what Kubernetes needs to know';
 COMMENT ON TABLE tenant_rls.deployment_routes IS 'which deployment serves a plan, a tenant, a region, or everybody else';
 COMMENT ON TABLE tenant_rls.releases IS 'images that were released to some tenants, and what became of them';
+COMMENT ON SEQUENCE tenant_rls.releases_release_id_seq IS 'numbers of releases';
 COMMENT ON TABLE tenant_rls.release_targets IS 'whom a release reaches: a tenant, a share of a plan, or a share of everybody';
 
 CALL tenant_rls.join_registry(ARRAY['deployments', 'deployment_routes', 'releases', 'release_targets']);

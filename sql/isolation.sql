@@ -44,14 +44,25 @@ COMMENT ON FUNCTION @extschema@.tenant_unprotect(regclass) IS 'takes back exactl
 CREATE FUNCTION @extschema@.tenant_protect_schema(schema regnamespace) RETURNS TABLE (target regclass, result text)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF tenant_protect_schema.schema IS NULL THEN
+        RAISE EXCEPTION 'the schema must not be null' USING ERRCODE = '22004', DETAIL = 'NULL is never read as everything.';
+    END IF;
+    -- A partition or child goes with a parent that is here, and alone where that is elsewhere.
     FOR target IN
-        SELECT c.oid::regclass
-        FROM pg_class AS c
-        JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped
-        WHERE c.relnamespace = tenant_protect_schema.schema
-        AND c.relkind IN ('r', 'p')
-        AND NOT EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid)
-        ORDER BY c.relname
+        WITH candidates AS (
+            SELECT c.oid, c.relname
+            FROM pg_class AS c
+            JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped
+            WHERE c.relnamespace = tenant_protect_schema.schema
+            AND c.relkind IN ('r', 'p')
+        )
+        SELECT f.oid::regclass
+        FROM candidates AS f
+        WHERE NOT EXISTS (
+            SELECT FROM pg_inherits AS i
+            JOIN candidates AS parent ON parent.oid = i.inhparent
+            WHERE i.inhrelid = f.oid)
+        ORDER BY f.relname
     LOOP
         BEGIN
             PERFORM @extschema@.tenant_protect(target);

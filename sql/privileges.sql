@@ -21,7 +21,7 @@ BEGIN
     LOOP
         EXECUTE pg_catalog.format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f);
     END LOOP;
-    -- Tables and the sequence too: the default privileges of the installing role may have opened them.
+    -- Tables and sequences too: the default privileges of the installing role may have opened them.
     FOR v IN
         SELECT d.objid::pg_catalog.regclass
         FROM pg_catalog.pg_depend AS d
@@ -82,6 +82,12 @@ GRANT EXECUTE ON FUNCTION tenant_rls.invariants() TO PUBLIC;
 
 -- A table's owner creates the triggers that call this one, and writers of the table fire it.
 GRANT EXECUTE ON FUNCTION @extschema@.tenant_gauge_changed() TO PUBLIC;
+
+-- A function or table of the application's may be of a type that ours answer with.
+GRANT USAGE ON TYPE @extschema@.tenant_quota_result TO PUBLIC;
+GRANT USAGE ON TYPE @extschema@.tenant_feature_result TO PUBLIC;
+GRANT USAGE ON TYPE @extschema@.tenant_route_result TO PUBLIC;
+GRANT USAGE ON TYPE @extschema@.tenant_cache_stats_result TO PUBLIC;
 
 -- The server's own role for statistics sees the usage of all tenants.
 GRANT SELECT ON @extschema@.tenant_usage TO pg_read_all_stats;

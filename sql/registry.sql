@@ -172,6 +172,7 @@ COMMENT ON TABLE tenant_rls.grants IS 'which role may act for which tenant; tena
 COMMENT ON TABLE tenant_rls.operators IS 'roles that run the registry and see the usage of all tenants';
 COMMENT ON TABLE tenant_rls.removed_defaults IS 'installed rows that were deleted, so that a restore does not bring them back';
 COMMENT ON TABLE tenant_rls.changes IS 'who changed what in the registry, when, from what to what';
+COMMENT ON SEQUENCE tenant_rls.changes_change_id_seq IS 'numbers of changes';
 
 -- The plans and limits that come with the extension. They stand before the triggers: a fresh
 -- installation is no change.

@@ -127,9 +127,7 @@ fn set(id: TenantId, ticket: Option<Ticket>, is_local: Option<bool>, fcinfo: pg_
     }
     setting::set(Some(id), ticket, is_local);
     if is_local && is_alone(fcinfo) {
-        pgrx::warning!(
-            "set_tenant() without a transaction block has no effect: it holds until the end of the transaction"
-        );
+        Error::NoEffect.warn();
     }
 }
 

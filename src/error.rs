@@ -1,7 +1,8 @@
-//! Every error a user can meet: its SQLSTATE, message, facts and advice.
+//! Every error and warning a user can meet: its SQLSTATE, message, facts and advice.
 //!
 //! The wording follows PostgreSQL's message style guide: the primary message in lower case without a full
-//! stop, facts as sentences in DETAIL, advice as sentences in HINT. This is the only place that raises.
+//! stop, facts as sentences in DETAIL, advice as sentences in HINT. This is the only place in Rust that raises errors and
+//! warnings. NOTICEs, which say what a function has done, and lines of the server's log are written where that is done.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
@@ -115,8 +116,14 @@ pub enum Error {
     Advice { what: String, why: String, hint: String },
     /// What was asked for is not possible in this mode or version.
     Unsupported { what: String, detail: String, hint: &'static str },
+    /// A tenant was set for a transaction that ends with the call.
+    NoEffect,
+    /// A tenant was set by a role that policies do not hold for.
+    Bypasses { role: String },
     /// The extension is not installed in this database, or its tables are gone.
     NotInstalled,
+    /// What cannot happen.
+    Internal(String),
 }
 
 /// The parts of an error report.
@@ -450,6 +457,20 @@ impl Error {
             Error::Unsupported { what, detail, hint } => {
                 (ERRCODE_FEATURE_NOT_SUPPORTED, what.clone(), detail.clone(), (*hint).into())
             }
+            Error::NoEffect => (
+                ERRCODE_WARNING,
+                "set_tenant() without a transaction block has no effect: it holds until the end of the transaction"
+                    .into(),
+                String::new(),
+                String::new(),
+            ),
+            Error::Bypasses { role } => (
+                ERRCODE_WARNING,
+                format!("policies do not hold for role \"{role}\", which is superuser or has BYPASSRLS"),
+                String::new(),
+                String::new(),
+            ),
+            Error::Internal(what) => (ERRCODE_INTERNAL_ERROR, what.clone(), String::new(), String::new()),
             Error::NotInstalled => (
                 ERRCODE_UNDEFINED_OBJECT,
                 "extension \"tenant_rls\" is not installed in this database".into(),

@@ -55,7 +55,8 @@ extension_sql_file!("../sql/feature.sql", name = "feature", requires = ["prove"]
 extension_sql_file!("../sql/setting.sql", name = "setting", requires = ["feature"]);
 extension_sql_file!("../sql/deployment.sql", name = "deployment", requires = ["setting"]);
 extension_sql_file!("../sql/cache.sql", name = "cache", requires = ["deployment"]);
-extension_sql_file!("../sql/guard.sql", name = "guard", requires = ["cache"]);
+extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["cache"]);
+extension_sql_file!("../sql/guard.sql", name = "guard", requires = ["comments"]);
 extension_sql_file!("../sql/privileges.sql", name = "privileges", finalize);
 
 /// Called by the server when it loads the library.

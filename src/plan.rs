@@ -10,7 +10,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::registry;
 
 /// An argument of a statement; `None` is NULL.
@@ -120,7 +120,7 @@ impl CachedPlan {
                 );
                 if plan.is_null() {
                     let code = pg_sys::SPI_result;
-                    pgrx::error!("cannot plan {:?}: code {code}", self.sql);
+                    Error::Internal(format!("cannot plan {:?}: code {code}", self.sql)).raise();
                 }
                 pg_sys::SPI_keepplan(plan);
                 self.plan.set(plan);
@@ -135,7 +135,7 @@ impl CachedPlan {
 pub fn run_text(sql: &str, types: &[pg_sys::Oid], arguments: &[Argument], each: impl FnMut(&Row)) -> u64 {
     debug_assert_eq!(arguments.len(), types.len());
     let Ok(sql) = CString::new(sql) else {
-        pgrx::error!("a statement holds a zero byte");
+        Error::Internal("a statement holds a zero byte".into()).raise();
     };
     in_spi(|| {
         let (values, nulls) = split(arguments);
@@ -172,7 +172,7 @@ struct Ours(*mut pg_sys::List);
 impl Ours {
     fn announce(sql: &str) -> Ours {
         let Ok(sql) = CString::new(sql) else {
-            pgrx::error!("a statement holds a zero byte");
+            Error::Internal("a statement holds a zero byte".into()).raise();
         };
         // SAFETY: the text is a C string; the list lives in the memory context of the caller, who outlives the
         // statement.
@@ -215,7 +215,7 @@ fn in_spi<T>(f: impl FnOnce() -> T) -> T {
     // connection.
     unsafe {
         if pg_sys::SPI_connect() != pg_sys::SPI_OK_CONNECT as c_int {
-            pgrx::error!("SPI_connect failed");
+            Error::Internal("SPI_connect failed".into()).raise();
         }
         let value = f();
         pg_sys::SPI_finish();
@@ -235,7 +235,7 @@ fn split(arguments: &[Argument]) -> (Vec<pg_sys::Datum>, Vec<c_char>) {
 
 fn finish_statement(code: c_int, sql: &CStr, mut each: impl FnMut(&Row)) -> u64 {
     if code < 0 {
-        pgrx::error!("cannot run {sql:?}: code {code}");
+        Error::Internal(format!("cannot run {sql:?}: code {code}")).raise();
     }
     // SAFETY: SPI_processed and SPI_tuptable are those of the statement that has just ended; they are read
     // before another one runs, because the rows are visited from this copy of the pointers.
@@ -312,7 +312,7 @@ impl Settings {
     fn open(schema: &str) -> Settings {
         let schema = if schema.is_empty() { String::new() } else { format!("{schema}, ") };
         let Ok(path) = CString::new(format!("pg_catalog, {schema}pg_temp")) else {
-            pgrx::error!("the name of a schema holds a zero byte");
+            Error::Internal("the name of a schema holds a zero byte".into()).raise();
         };
         Settings::set(c"search_path", &path)
     }
@@ -383,7 +383,7 @@ pub fn with_snapshot<T>(snapshot: Snapshot, f: impl FnOnce() -> T) -> T {
 /// Runs a query that changes nothing.
 pub fn read(snapshot: Snapshot, sql: &str, each: impl FnMut(&Row)) -> u64 {
     let Ok(sql) = CString::new(sql) else {
-        pgrx::error!("a statement holds a zero byte");
+        Error::Internal("a statement holds a zero byte".into()).raise();
     };
     in_spi(|| {
         with_snapshot(snapshot, || {

@@ -12,7 +12,7 @@ use std::{env, io, thread};
 use postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::cluster::{command, free_port, run};
-use crate::harness::{Db, Session, state};
+use crate::harness::{Db, Session, program, state};
 
 const CLIENTS: u64 = 200;
 const CONNECTIONS: u32 = 10;
@@ -27,11 +27,13 @@ struct Pooler {
 }
 
 impl Pooler {
-    fn start(db: &Db, mode: &str) -> Pooler {
+    /// `None` without a PgBouncer.
+    fn start(db: &Db, mode: &str) -> Option<Pooler> {
         Pooler::start_with(db, mode, "")
     }
 
-    fn start_with(db: &Db, mode: &str, more: &str) -> Pooler {
+    fn start_with(db: &Db, mode: &str, more: &str) -> Option<Pooler> {
+        let program = program("TENANT_RLS_PGBOUNCER", "a PgBouncer")?;
         let directory = run("mktemp", &["-d", "/tmp/tenant_rls-pool.XXXXXX"]).trim().to_string();
         let (host, server_port) = db.address();
         let port = free_port();
@@ -44,12 +46,11 @@ impl Pooler {
         let write = "printf '%s' \"$1\" > \"$2\"";
         run("sh", &["-c", write, "sh", &settings, &format!("{directory}/ini")]);
         run("sh", &["-c", write, "sh", &format!("\"{}\" \"\"\n", db.app()), &format!("{directory}/users")]);
-        let program = env::var("TENANT_RLS_PGBOUNCER").unwrap_or_else(|_| "pgbouncer".into());
         let process = command(&program).args(["-q", &format!("{directory}/ini")]).spawn().expect("pgbouncer");
         let pooler = Pooler { process, directory, port };
         for _ in 0..500 {
             if pooler.connect(db).is_ok() {
-                return pooler;
+                return Some(pooler);
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -248,7 +249,7 @@ fn visit(
 
 fn storm(mode: &str) {
     let db = database();
-    let pooler = Pooler::start(&db, mode);
+    let Some(pooler) = Pooler::start(&db, mode) else { return };
     let seconds = env::var("TENANT_RLS_POOL_SECONDS").map_or(2, |text| text.parse().expect("seconds"));
     let count = Count::default();
     let stop = AtomicBool::new(false);
@@ -311,8 +312,8 @@ fn session_mode_mixes_nothing() {
 #[test]
 fn a_reset_after_each_transaction_leaves_nothing() {
     let db = database();
-    let pooler =
-        Pooler::start_with(&db, "transaction", "default_pool_size = 1\nserver_reset_query_always = 1");
+    let more = "default_pool_size = 1\nserver_reset_query_always = 1";
+    let Some(pooler) = Pooler::start_with(&db, "transaction", more) else { return };
     let (mut first, mut next) =
         (pooler.connect(&db).expect("a connection"), pooler.connect(&db).expect("one"));
     let count = Count::default();
@@ -334,7 +335,7 @@ fn a_reset_after_each_transaction_leaves_nothing() {
 #[test]
 fn a_tenant_of_the_session_stays_in_transaction_mode() {
     let db = database();
-    let pooler = Pooler::start(&db, "transaction");
+    let Some(pooler) = Pooler::start(&db, "transaction") else { return };
     let mut first = pooler.connect(&db).expect("a connection");
     first.run(&format!("SET app.current_tenant = '{}'", tenant(1)));
     let mut next = pooler.connect(&db).expect("a connection");

@@ -1,5 +1,8 @@
 //! The ways to set the tenant: each takes a good one and refuses the others.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use postgres::Client;
 
 use super::{UNKNOWN, current, notes};
@@ -133,24 +136,27 @@ ways! {
     set_tenant_local: "SELECT set_tenant('{}')", local: true;
 }
 
-const BY_KEY: Way = Way { set: "SELECT set_tenant_key({}, false)", local: false };
+const BY_KEY: [Way; 2] = [
+    Way { set: "SELECT set_tenant_key({}, false)", local: false },
+    Way { set: "SELECT set_tenant_key({})", local: true },
+];
 
 /// A key of a tenant is taken.
 #[test]
 fn set_tenant_key_takes_a_tenant() {
-    takes_a_tenant(&BY_KEY, &[("1", A), ("2", B)]);
+    BY_KEY.iter().for_each(|way| takes_a_tenant(way, &[("1", A), ("2", B)]));
 }
 
 /// A key of no tenant, or of one that is locked out, is refused.
 #[test]
 fn set_tenant_key_refuses() {
-    refuses(&BY_KEY, &[("3", "42704"), ("4", "55000"), ("5", "55000")]);
+    BY_KEY.iter().for_each(|way| refuses(way, &[("3", "42704"), ("4", "55000"), ("5", "55000")]));
 }
 
 /// A role of one tenant learns nothing about other keys.
 #[test]
 fn set_tenant_key_refuses_alike() {
-    refuses_alike(&BY_KEY, &["2", "3", "4", "5"]);
+    BY_KEY.iter().for_each(|way| refuses_alike(way, &["2", "3", "4", "5"]));
 }
 
 /// NULL is no tenant, and asking for it is a failed attempt.
@@ -183,15 +189,71 @@ fn options_take_a_tenant() {
 /// PGOPTIONS with another value start no session.
 #[test]
 fn options_refuse() {
+    refuses_to_start(|db, role, value| {
+        db.try_connect(role, &format!("-c app.current_tenant={value}")).err().map(|error| state(&error))
+    });
+}
+
+/// Each value that a role may not start with, and the SQLSTATE.
+#[track_caller]
+fn refuses_to_start(start: impl Fn(&Db, &str, &str) -> Option<String>) {
     let db = database();
     let one = one_tenant_role(&db);
     let app = db.app();
     let all = REFUSED.map(|(value, code)| (&app, value, code));
     let alike = [B, UNKNOWN, SUSPENDED, DELETED].map(|value| (&one, value, "42501"));
     for (role, value, code) in all.into_iter().chain(alike) {
-        let refused = db.try_connect(role, &format!("-c app.current_tenant={value}")).err();
-        assert_eq!(refused.map(|error| state(&error)).as_deref(), Some(code), "{value}");
+        assert_eq!(start(&db, role, value).as_deref(), Some(code), "{value}");
     }
+}
+
+/// Logs in with the setting itself among the startup parameters, as poolers hand them on: the value that the server reports,
+/// or the SQLSTATE. The driver of the tests cannot, so this speaks the protocol.
+fn start_with(db: &Db, role: &str, value: &str) -> Result<String, String> {
+    let mut server = TcpStream::connect(db.address()).expect("the server listens");
+    let mut packet = 196_608_i32.to_be_bytes().to_vec();
+    for text in ["user", role, "database", db.name(), "app.current_tenant", value, ""] {
+        packet.extend([text.as_bytes(), &[0]].concat());
+    }
+    let length = (packet.len() + 4) as i32;
+    server.write_all(&[&length.to_be_bytes()[..], &packet].concat()).expect("a startup packet");
+    let mut reported: Option<String> = None;
+    loop {
+        let mut head = [0; 5];
+        server.read_exact(&mut head).expect("a message");
+        let length = i32::from_be_bytes(head[1..].try_into().expect("four bytes"));
+        let mut body = vec![0; length as usize - 4];
+        server.read_exact(&mut body).expect("a whole message");
+        let body = String::from_utf8_lossy(&body);
+        match head[0] {
+            b'S' => reported = body.strip_prefix("app.current_tenant\0").map(Into::into).or(reported),
+            b'E' => {
+                return Err(body
+                    .split('\0')
+                    .find_map(|field| field.strip_prefix('C'))
+                    .expect("a code")
+                    .into());
+            }
+            b'Z' => return Ok(reported.expect("the setting is reported").trim_end_matches('\0').into()),
+            _ => {}
+        }
+    }
+}
+
+/// A startup parameter starts a session with a tenant.
+#[test]
+fn startup_parameters_take_a_tenant() {
+    let db = database();
+    let one = one_tenant_role(&db);
+    for (role, tenant) in [(&db.app(), A), (&db.app(), B), (&one, A)] {
+        assert_eq!(start_with(&db, role, tenant), Ok(tenant.into()));
+    }
+}
+
+/// A startup parameter with another value starts no session.
+#[test]
+fn startup_parameters_refuse() {
+    refuses_to_start(|db, role, value| start_with(db, role, value).err());
 }
 
 /// A function's SET clause is in force inside, and gone outside.
@@ -254,10 +316,13 @@ fn storing_a_tenant_sets_none() {
     assert_eq!(notes(&mut app), ["a1", "a2"]);
 }
 
+/// What a setting can be stored for.
+const STORED: [&str; 3] = ["ROLE {role}", "DATABASE {database}", "ROLE {role} IN DATABASE {database}"];
+
 /// A tenant that a role or database names is there at login.
 #[test]
 fn a_stored_tenant_is_taken_at_login() {
-    for target in ["ROLE {role}", "DATABASE {database}", "ROLE {role} IN DATABASE {database}"] {
+    for target in STORED {
         let db = database();
         let target = target.replace("{role}", &db.app()).replace("{database}", db.name());
         db.admin().run(&format!("ALTER {target} SET app.current_tenant = '{A}'"));
@@ -271,14 +336,20 @@ fn a_stored_tenant_is_checked_at_login() {
     let db = database();
     let one = one_tenant_role(&db);
     let mut admin = db.admin();
-    for (role, value) in [(db.app(), UNKNOWN), (db.app(), SUSPENDED), (db.app(), DELETED), (one, B)] {
-        admin.run(&format!("ALTER ROLE {role} SET app.current_tenant = '{value}'"));
-        let (mut session, notices) = db.connect_listening(&role, "");
-        assert_eq!(session.fails("SELECT FROM orders"), "55000", "{value}");
-        assert_eq!(notices.warnings(), 1, "{value}");
-        assert_eq!(current(&mut session), None, "{value}");
-        session.run(&format!("SET app.current_tenant = '{A}'"));
-        assert_eq!(notes(&mut session), ["a1", "a2"], "{value}");
+    for target in STORED {
+        for (role, value) in
+            [(db.app(), UNKNOWN), (db.app(), SUSPENDED), (db.app(), DELETED), (one.clone(), B)]
+        {
+            let target = target.replace("{role}", &role).replace("{database}", db.name());
+            admin.run(&format!("ALTER {target} SET app.current_tenant = '{value}'"));
+            let (mut session, notices) = db.connect_listening(&role, "");
+            assert_eq!(session.fails("SELECT FROM orders"), "55000", "{target} {value}");
+            assert_eq!(notices.warnings(), 1, "{target} {value}");
+            assert_eq!(current(&mut session), None, "{target} {value}");
+            session.run(&format!("SET app.current_tenant = '{A}'"));
+            assert_eq!(notes(&mut session), ["a1", "a2"], "{target} {value}");
+            admin.run(&format!("ALTER {target} RESET app.current_tenant"));
+        }
     }
 }
 
@@ -319,19 +390,31 @@ fn the_configuration_file_is_refused() {
     assert_eq!(notes(&mut app), ["a1", "a2"]);
 }
 
-/// A value from before the library was loaded is checked when it loads, before a protected row is read.
+/// A value from before the library was loaded is checked when it loads, before a protected row is read: what fails gives a
+/// warning and no tenant.
 #[test]
 fn a_value_from_before_the_library_is_checked() {
     let cluster = Cluster::start(&[]);
     shop(&cluster);
-    let mut app = cluster.connect("shop", "app");
-    app.run(&format!("SET app.current_tenant = '{A}'"));
-    assert_eq!(notes(&mut app), ["a1", "a2"]);
-    for value in ["nonsense", UNKNOWN] {
-        let mut app = cluster.connect("shop", "app");
-        app.run(&format!("SET app.current_tenant = '{value}'"));
-        assert_eq!(app.fails("SELECT FROM orders"), "55000", "{value}");
-        app.run(&format!("SET app.current_tenant = '{B}'"));
-        assert_eq!(notes(&mut app), ["b3", "b4"], "{value}");
+    cluster.connect("shop", "postgres").run(&format!(
+        "SELECT tenant_create('{SUSPENDED}'), tenant_create('{DELETED}'); CREATE ROLE one LOGIN;
+         SELECT tenant_suspend('{SUSPENDED}'), tenant_delete('{DELETED}'), tenant_grant('one', '{A}');
+         GRANT SELECT ON orders TO one"
+    ));
+    for role in ["app", "one"] {
+        let (mut session, notices) = cluster.connect_listening("shop", role);
+        session.run(&format!("SET app.current_tenant = '{A}'"));
+        assert_eq!(notes(&mut session), ["a1", "a2"], "{role}");
+        assert_eq!(notices.warnings(), 0, "{role}");
+    }
+    let values = ["nonsense", UNKNOWN, SUSPENDED, DELETED].map(|value| ("app", value));
+    for (role, value) in values.into_iter().chain([("one", B)]) {
+        let (mut session, notices) = cluster.connect_listening("shop", role);
+        session.run(&format!("SET app.current_tenant = '{value}'"));
+        assert_eq!(notices.warnings(), 0, "{role} {value}");
+        assert_eq!(session.fails("SELECT FROM orders"), "55000", "{role} {value}");
+        assert_eq!(notices.warnings(), 1, "{role} {value}");
+        session.run(&format!("SET app.current_tenant = '{A}'"));
+        assert_eq!(notes(&mut session), ["a1", "a2"], "{role} {value}");
     }
 }

@@ -101,9 +101,9 @@ impl Programs {
         Programs(tested_programs())
     }
 
-    /// Those of a cluster.
-    pub fn of(cluster: &Cluster) -> Programs {
-        Programs(cluster.programs().into())
+    /// Those in a directory.
+    pub fn at(directory: &str) -> Programs {
+        Programs(directory.into())
     }
 
     /// The directory that they are in.

@@ -277,6 +277,26 @@ fn a_schema_is_protected() {
     assert_eq!(texts(&mut admin, protected), ["shop.good", "shop.parts", "shop.parts_0"]);
 }
 
+/// A partition or child of a table of another schema is not passed over in silence.
+#[test]
+fn a_schema_names_parts_of_other_trees() {
+    let db = Db::new();
+    let mut admin = db.admin();
+    admin.run(
+        "CREATE SCHEMA shop;
+         CREATE TABLE events (tenant_id uuid) PARTITION BY HASH (tenant_id);
+         CREATE TABLE shop.events_0 PARTITION OF events FOR VALUES WITH (MODULUS 1, REMAINDER 0) PARTITION BY HASH (tenant_id);
+         CREATE TABLE shop.events_00 PARTITION OF shop.events_0 FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+         CREATE TABLE base (id int); CREATE TABLE shop.child (tenant_id uuid) INHERITS (base)",
+    );
+    let protect =
+        "SELECT format('%s %s', target, split_part(result, ':', 1)) FROM tenant_protect_schema('shop')";
+    assert_eq!(texts(&mut admin, protect), ["shop.child 42809", "shop.events_0 42809"]);
+    admin.run("SELECT tenant_protect('events')");
+    assert_eq!(texts(&mut admin, protect), ["shop.child 42809", "shop.events_0 protected"]);
+    assert_eq!(admin.fails("SELECT tenant_protect_schema(NULL)"), "22004");
+}
+
 /// tenant_tables shows what is protected, and how.
 #[test]
 fn tenant_tables_shows_what_is_protected() {

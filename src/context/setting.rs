@@ -270,10 +270,7 @@ fn validate(
         return Err(Error::Fenced(id));
     }
     if source >= PGC_S_INTERACTIVE && registry::rights(role)?.bypasses && value().tenant != Some(id) {
-        pgrx::warning!(
-            "policies do not hold for role \"{}\", which is superuser or has BYPASSRLS",
-            registry::role_name(role)
-        );
+        Error::Bypasses { role: registry::role_name(role) }.warn();
     }
     if gucs::log_switch() {
         switch_log::learn_role();

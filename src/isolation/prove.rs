@@ -53,7 +53,9 @@ fn prove_enter(role: pg_sys::Oid, tenant: Uuid, search_path: &str) {
 
 /// SET LOCAL.
 fn set(name: &CStr, value: &str) {
-    let Ok(value) = CString::new(value) else { pgrx::error!("a setting holds a zero byte") };
+    let Ok(value) = CString::new(value) else {
+        Error::Internal("a setting holds a zero byte".into()).raise()
+    };
     // SAFETY: both strings outlive the call; the caller of the SQL function is a superuser.
     unsafe {
         pg_sys::set_config_option(
