@@ -344,7 +344,8 @@ impl Torture {
                     );
                     self.worker_kills += ended.map_or(0, |rows| rows.len() as u64);
                 }
-                2..=8 if !leased_only => {
+                2 if !leased_only => age_periods(&mut admin)?,
+                3..=8 if !leased_only => {
                     let setting = self.setting();
                     self.change(&mut admin, setting)?;
                 }
@@ -580,6 +581,35 @@ impl Torture {
                     return Err(format!("{key}: {recorded} recorded, {} used", known.used));
                 }
             }
+            self.exceed(&mut admin)?;
+        }
+        Ok(())
+    }
+
+    /// Goes above limits that deny nothing: with a worker at hand every mode lets it.
+    fn exceed(&mut self, admin: &mut Client) -> Result<(), String> {
+        for key in Key::all().filter(|key| !RESOURCES[key.resource].is_hard()) {
+            self.change(admin, Setting::Own { key, limit: Some(0) })?;
+            let mut app = self.cluster.connect("postgres", APP);
+            app.run(&format!("SET app.current_tenant = '{}'", TENANTS[key.tenant]));
+            let call = format!(
+                "SELECT granted, reason, mode FROM tenant_quota_try_consume('{}', 3)",
+                RESOURCES[key.resource].name
+            );
+            let until = Instant::now() + Duration::from_secs(10);
+            loop {
+                let row = &app.rows(&call)[0];
+                let (granted, reason, mode): (i64, &str, &str) = (row.get(0), row.get(1), row.get(2));
+                self.known.get_mut(&key).expect("every key is known").used += granted;
+                if granted == 3 {
+                    break;
+                }
+                if granted != 0 || Instant::now() > until {
+                    return Err(format!(
+                        "{key}: a limit that denies nothing has denied in mode {mode}: {reason}"
+                    ));
+                }
+            }
         }
         Ok(())
     }
@@ -679,6 +709,25 @@ fn at_hand<'a>(asked: impl Iterator<Item = &'a Asked> + Clone, clients: u64) -> 
         }
     }
     rate as i64 + clients as i64 * client::MOST_UNITS
+}
+
+/// Makes periods that are over two hours older: the worker closes them.
+fn age_periods(admin: &mut Client) -> Result<(), String> {
+    // Shared memory need not be told: it counts nothing else.
+    let sql = "BEGIN; ALTER TABLE tenant_rls.usage DISABLE TRIGGER units_changed;
+         UPDATE tenant_rls.usage SET resets_at = resets_at - interval '2 hours' WHERE resets_at < clock_timestamp();
+         ALTER TABLE tenant_rls.usage ENABLE ALWAYS TRIGGER units_changed; COMMIT";
+    match admin.batch_execute(sql) {
+        // It locks the table that others lock rows of.
+        Err(error) if error.code().is_some_and(|code| code.code() == "40P01") => {
+            admin.run("ROLLBACK");
+            Ok(())
+        }
+        Err(error) if error.as_db_error().is_some() && !admin.is_closed() => {
+            Err(format!("{sql}: {}", describe(&error)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a line of the server log tells of a process that went down, or of a server that came up.

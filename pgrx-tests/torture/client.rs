@@ -109,8 +109,9 @@ impl From<postgres::Error> for Failure {
 /// The most units that a call asks for.
 pub const MOST_UNITS: i64 = 400;
 
-/// The longest time that units are held for which nobody ends, in milliseconds.
+/// The longest time that units are held for which nobody ends, in milliseconds; with periods, so that these end before.
 const LONGEST_HOLD: u64 = 300;
+const LONGEST_HOLD_OF_PERIODS: u64 = 1500;
 
 type Outcome<T> = Result<T, Failure>;
 
@@ -456,8 +457,9 @@ impl Worker<'_> {
     fn reserve(&mut self, key: Key, amount: i64, units: &mut Units) -> Outcome<()> {
         let name = RESOURCES[key.resource].name;
         let is_short = self.below(2) == 0;
-        let ttl =
-            if is_short { format!("{} milliseconds", 1 + self.below(LONGEST_HOLD)) } else { "1 day".into() };
+        let is_periodic = RESOURCES[key.resource].is_periodic();
+        let longest = if is_periodic { LONGEST_HOLD_OF_PERIODS } else { LONGEST_HOLD };
+        let ttl = if is_short { format!("{} milliseconds", 1 + self.below(longest)) } else { "1 day".into() };
         let rows = self.rows(&format!(
             "SELECT granted, reservation_id::text FROM tenant_quota_try_reserve('{name}', {amount}, '{ttl}')"
         ))?;
