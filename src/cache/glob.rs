@@ -252,9 +252,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fuzz_globs_match_as_redis_does(pattern in "[ab*?\\[\\]\\\\^-]{0,12}", key in "[ab\\[\\]\\\\^*-]{0,8}") {
-            // An empty key is compared before a pattern of stars is looked at: Redis has no empty keys in KEYS.
-            prop_assume!(!key.is_empty());
+        fn fuzz_globs_match_as_redis_does(pattern in "[ab*?\\[\\]\\\\^-]{0,12}", key in "[ab\\[\\]\\\\^*-]{1,8}") {
+            // No empty key: it is compared before a pattern of stars is looked at, and Redis has none in KEYS.
             let letters = |text: &str| text.chars().collect::<Vec<_>>();
             prop_assert_eq!(matches(&pattern, &key), redis(&letters(&pattern), &letters(&key)));
         }

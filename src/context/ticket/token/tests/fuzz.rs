@@ -291,8 +291,7 @@ proptest! {
             whole.then(|| changed(&text, how, at, letter.chars().next().unwrap_or('A'))).ok_or(text)
         });
         let text = text.unwrap_or_else(|text| text);
-        prop_assume!(text != good);
-        prop_assert!(read(&text, key(draft.algorithm)).is_err(), "{text}");
+        prop_assert!(text == good || read(&text, key(draft.algorithm)).is_err(), "{text}");
     }
 
     #[test]
