@@ -27,7 +27,8 @@ pub fn attacks() -> Vec<Attack> {
              SET client_min_messages = error; SET ROLE {owner}; SELECT tenant_protect('trap');
              CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql AS
              $$ BEGIN PERFORM set_config('app.current_tenant', '{B}', false); RETURN true; END $$;
-             CREATE FUNCTION count_trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; RESET ROLE",
+             CREATE FUNCTION count_trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; RESET ROLE;
+             SELECT tenant_revoke('{owner}', '{A}')",
             vec![ok("SELECT target, row_count FROM tenant_storage WHERE target::text IN ('trap', 'orders') ORDER BY 1")]),
     ]
 }

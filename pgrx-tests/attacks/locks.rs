@@ -1,7 +1,7 @@
 //! Commands that are refused, and would stop everybody while they wait to be: the attacker's other session uses the
 //! tables, so whoever asks for a strong lock queues behind it, and B behind that.
 
-use super::{Attack, attack, no, ok};
+use super::{Attack, Step, attack, no, ok};
 
 pub fn attacks() -> Vec<Attack> {
     const OWN: &str = "SET client_min_messages = error;
@@ -21,7 +21,8 @@ pub fn attacks() -> Vec<Attack> {
             ],
         )
     };
-    vec![
+    let mut attacks = storage();
+    attacks.extend([
         waits("a rule", "CREATE RULE r AS ON INSERT TO orders DO NOTHING"),
         waits("a rule in a block", "DO $$ BEGIN CREATE RULE r AS ON INSERT TO orders DO NOTHING; END $$"),
         waits("a rule on a partition", "CREATE RULE r AS ON INSERT TO events_2026 DO NOTHING"),
@@ -45,5 +46,53 @@ pub fn attacks() -> Vec<Attack> {
         waits("the orders detached at last", "ALTER TABLE parent DETACH PARTITION orders FINALIZE"),
         waits("an index attached", "ALTER INDEX parent_pkey ATTACH PARTITION orders_pkey"),
         waits("an index that depends on an extension", "ALTER INDEX orders_pkey DEPENDS ON EXTENSION plpgsql"),
+    ]);
+    attacks
+}
+
+/// Own tables, protected so that everybody's `tenant_storage` could count them.
+fn storage() -> Vec<Attack> {
+    const OWN: &str = "CREATE SCHEMA mine AUTHORIZATION {app}";
+    const TABLE: &str = "SET client_min_messages = error;
+        CREATE TABLE mine.t (tenant_id uuid NOT NULL, id int); SELECT tenant_protect('mine.t')";
+    const CONDITION: &str =
+        "CREATE FUNCTION mine.f() RETURNS boolean IMMUTABLE LANGUAGE sql AS 'SELECT true';
+        CREATE INDEX ON mine.t (id) WHERE mine.f()";
+    let read =
+        "SET statement_timeout = '5s'; SELECT count(*) >= 0 FROM tenant_storage; RESET statement_timeout";
+    let counts = move |name, setup, steps: Vec<Step>| {
+        // Another tenant, an operator, a superuser.
+        let readers = ["b", "operator", "admin"].map(|reader| ok(read).by(reader));
+        attack(name, "storage of others", setup, steps.into_iter().chain(readers).collect()).changes()
+    };
+    vec![
+        counts("an own table that is being emptied", OWN, vec![ok(TABLE), ok("BEGIN; TRUNCATE mine.t")]),
+        counts(
+            "an own table whose condition raises",
+            OWN,
+            vec![
+                ok(TABLE),
+                ok(CONDITION),
+                ok("CREATE OR REPLACE FUNCTION mine.f() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS
+                    $$ BEGIN RAISE 'no'; END $$"),
+            ],
+        ),
+        counts(
+            "an own table whose condition sleeps",
+            OWN,
+            vec![
+                ok(TABLE),
+                ok(CONDITION),
+                ok("CREATE OR REPLACE FUNCTION mine.f() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS
+                    $$ BEGIN PERFORM pg_sleep(60); RETURN true; END $$"),
+            ],
+        ),
+        counts(
+            "a table of another role of the attacker",
+            "CREATE ROLE {own}_group; CREATE ROLE {own} LOGIN IN ROLE {own}_group; SELECT tenant_grant('{own}', '{A}');
+             CREATE SCHEMA mine AUTHORIZATION {own}_group",
+            vec![ok("SET ROLE {own}_group"), ok(TABLE), ok("BEGIN; TRUNCATE mine.t")],
+        )
+        .by("own", "{A}"),
     ]
 }
