@@ -23,6 +23,7 @@ mod foreign;
 mod guard;
 mod inference;
 mod leaky;
+mod locks;
 mod mutation;
 mod objects;
 mod own;
@@ -528,6 +529,7 @@ fn classes() -> Vec<(&'static str, Vec<Attack>)> {
         ("cves", cves::attacks()),
         ("inference", inference::attacks()),
         ("leaky", leaky::attacks()),
+        ("locks", locks::attacks()),
         ("objects", objects::attacks()),
         ("own", own::attacks()),
         ("plans", plans::attacks()),
@@ -583,8 +585,8 @@ mod suite {
     use super::*;
 
     class_tests!(
-        cache, carry, channels, context, definer, features, foreign, guard, cves, inference, leaky, objects,
-        own, plans, quota, reads, roles, shadow, stale, tickets, trees, upsert, writes
+        cache, carry, channels, context, definer, features, foreign, guard, cves, inference, leaky, locks,
+        objects, own, plans, quota, reads, roles, shadow, stale, tickets, trees, upsert, writes
     );
 }
 

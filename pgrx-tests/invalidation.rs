@@ -222,6 +222,130 @@ fn revoke_of_a_membership_is_seen() {
     change_raises(&db, &member, &format!("REVOKE {} FROM {member}", db.app()), "42501");
 }
 
+/// Cursors of which one row has been read: one that reads on, one that has sorted all its rows by then, one that locks
+/// them.
+const CURSORS: [&str; 3] = [
+    "SELECT note FROM orders",
+    "SELECT note FROM orders ORDER BY note DESC",
+    "SELECT note FROM orders FOR UPDATE",
+];
+
+/// What fetching the rest answers once the change has been committed: by a cursor, by a portal of the extended protocol.
+fn fetch_after(db: &Db, role: &str, change: &str) -> Vec<(&'static str, Option<String>)> {
+    let mut cursors = CURSORS.map(|query| {
+        let mut session = db.connect_as(role, A);
+        session.run(&format!("BEGIN; DECLARE c CURSOR FOR {query}; FETCH 1 FROM c"));
+        session
+    });
+    let mut session = db.connect_as(role, A);
+    let mut transaction = session.transaction().expect("a transaction");
+    let portal = transaction.bind(CURSORS[0], &[]).expect("a portal");
+    assert_eq!(transaction.query_portal(&portal, 1).expect("a row").len(), 1);
+    db.admin().run(change);
+    let mut answers: Vec<_> = CURSORS
+        .into_iter()
+        .zip(&mut cursors)
+        .map(|(query, session)| (query, session.attempt("FETCH ALL FROM c")))
+        .collect();
+    answers.push(("a portal", transaction.query_portal(&portal, 0).err().map(|error| state(&error))));
+    answers
+}
+
+/// An open cursor gives no more rows once the change has been committed, and gives them without it.
+#[track_caller]
+fn change_ends_cursors(db: &Db, role: &str, change: &str, code: &str) {
+    for (cursor, answer) in fetch_after(db, role, "SELECT 1") {
+        assert_eq!(answer, None, "{cursor} before");
+    }
+    for (cursor, answer) in fetch_after(db, role, change) {
+        assert_eq!(answer.as_deref(), Some(code), "{cursor}");
+    }
+}
+
+/// A suspension, a deletion.
+#[test]
+fn an_open_cursor_ends_with_the_tenant() {
+    for change in ["tenant_suspend", "tenant_delete"] {
+        let db = Db::with_orders();
+        change_ends_cursors(&db, &db.app(), &format!("SELECT {change}('{A}')"), "55000");
+    }
+}
+
+/// A grant that is revoked, a membership in the role that was granted the tenant.
+#[test]
+fn an_open_cursor_ends_with_the_right() {
+    let db = Db::with_orders();
+    change_ends_cursors(&db, &db.app(), &format!("SELECT tenant_revoke('{}')", db.app()), "42501");
+    let db = Db::with_orders();
+    let member = db.role_name("member");
+    db.role(&member, "LOGIN");
+    db.admin().run(&format!("GRANT {} TO {member}; GRANT SELECT, UPDATE ON orders TO {member}", db.app()));
+    change_ends_cursors(&db, &member, &format!("REVOKE {} FROM {member}", db.app()), "42501");
+}
+
+/// The cursor of a tenant that has nothing to do with the change reads on.
+#[test]
+fn an_open_cursor_outlives_the_changes_of_others() {
+    let db = Db::with_orders();
+    for (cursor, answer) in fetch_after(&db, &db.app(), &format!("SELECT tenant_suspend('{B}')")) {
+        assert_eq!(answer, None, "{cursor}");
+    }
+}
+
+/// A cursor whose partitions were chosen when it was opened, by the tenant of then, is not read at all afterwards.
+#[test]
+fn an_unread_cursor_over_chosen_partitions_ends_too() {
+    let db = Db::with_orders();
+    let app = db.app();
+    db.admin().run(&format!(
+        "CREATE TABLE events (tenant_id uuid NOT NULL, note text) PARTITION BY LIST (tenant_id);
+         CREATE TABLE events_a PARTITION OF events FOR VALUES IN ('{A}');
+         CREATE TABLE events_b PARTITION OF events FOR VALUES IN ('{B}');
+         SELECT tenant_protect('events'); GRANT SELECT ON events TO {app};
+         INSERT INTO events VALUES ('{A}', 'a'), ('{B}', 'b')"
+    ));
+    let fetch = |change: &str| {
+        let mut session = db.connect_as(&app, A);
+        session.run("BEGIN; DECLARE c CURSOR FOR SELECT note FROM events");
+        db.admin().run(change);
+        session.attempt("FETCH ALL FROM c")
+    };
+    assert_eq!(fetch("SELECT 1"), None);
+    assert_eq!(fetch(&format!("SELECT tenant_suspend('{A}')")).as_deref(), Some("55000"));
+}
+
+/// A loop of a function fetches its rows in portions: the next one after the change is refused.
+#[test]
+fn a_loop_ends_with_the_tenant() {
+    let db = Db::with_orders();
+    let app = db.app();
+    db.admin().run(&format!(
+        "INSERT INTO orders SELECT i, '{A}', 'many' FROM generate_series(100, 300) AS i;
+         CREATE FUNCTION walk(OUT rows int) LANGUAGE plpgsql AS $$
+         DECLARE r record;
+         BEGIN
+             rows := 0;
+             FOR r IN SELECT note FROM orders LOOP
+                 IF rows = 0 THEN PERFORM pg_advisory_xact_lock(1); END IF;
+                 rows := rows + 1;
+             END LOOP;
+         END $$"
+    ));
+    let walk = |change: &str| {
+        let (mut admin, mut session) = (db.admin(), db.connect_as(&app, A));
+        admin.run("SELECT pg_advisory_lock(1)");
+        thread::scope(|scope| {
+            let walk = scope.spawn(move || session.attempt("SELECT walk()"));
+            wait_for_waiters(&db, 1);
+            admin.run(change);
+            admin.run("SELECT pg_advisory_unlock(1)");
+            walk.join().expect("the walk")
+        })
+    };
+    assert_eq!(walk("SELECT 1"), None);
+    assert_eq!(walk(&format!("SELECT tenant_suspend('{A}')")).as_deref(), Some("55000"));
+}
+
 /// A role that is no superuser, or bypasses no longer, and has no grant acts for nobody.
 #[test]
 fn lost_attributes_are_seen() {

@@ -1,10 +1,12 @@
 //! tenant_lockdown: each channel open before, closed after, and as it was when taken back.
 
 use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
 
 use postgres::Client;
 
-use crate::harness::{A, B, Db, Session, refuses};
+use crate::harness::{A, B, Db, Session, refuses, waiting};
 
 /// What a role of an application can do beside the policies, by channel. None of it leaves anything behind.
 const CHANNELS: &[(&str, &[&str])] = &[
@@ -239,4 +241,136 @@ fn an_application_cannot_undo() {
         ],
     );
     admin.run("SELECT * FROM tenant_lockdown_undo(true)");
+}
+
+/// What the server refuses to the application after it has waited for a lock that stops others.
+const REFUSED: &[&str] = &[
+    "CREATE RULE r AS ON INSERT TO orders DO NOTHING",
+    "CREATE TRIGGER t BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "CREATE TABLE mine.r (id int REFERENCES orders)",
+    "CREATE TEMPORARY TABLE r (id int REFERENCES orders)",
+    "ALTER TABLE mine.t ADD FOREIGN KEY (id) REFERENCES orders",
+    "ALTER TABLE mine.t ADD COLUMN o int REFERENCES orders",
+    "ALTER TABLE mine.parent ATTACH PARTITION orders FOR VALUES FROM (1) TO (9)",
+    "ALTER TABLE mine.parent DETACH PARTITION orders",
+    "ALTER TABLE mine.parent DETACH PARTITION orders FINALIZE",
+    "ALTER INDEX mine.parent_pkey ATTACH PARTITION orders_pkey",
+    "ALTER INDEX orders_pkey DEPENDS ON EXTENSION plpgsql",
+    "CREATE TABLE mine.p PARTITION OF days FOR VALUES FROM ('2030-01-01') TO ('2031-01-01')",
+];
+
+/// With a lockdown and without: while one session of A uses the tables and another tries such a command, B works.
+#[test]
+fn refused_commands_stop_nobody() {
+    let db = Db::with_orders();
+    let app = db.app();
+    db.admin().run(&format!(
+        "CREATE TABLE days (tenant_id uuid NOT NULL, day date NOT NULL) PARTITION BY RANGE (day);
+         CREATE TABLE days_2026 PARTITION OF days FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+         SELECT tenant_protect('days'); GRANT INSERT ON days TO {app};
+         CREATE SCHEMA mine AUTHORIZATION {app}; SET ROLE {app};
+         CREATE TABLE mine.parent (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE mine.t (id int)"
+    ));
+    let works = |id: i32| {
+        format!("INSERT INTO orders (id) VALUES ({id}); INSERT INTO days (day) VALUES ('2026-05-01')")
+    };
+    for locked in [false, true] {
+        if locked {
+            db.admin().run("SELECT * FROM tenant_lockdown(true)");
+        }
+        let mut user = db.connect_as(&app, A);
+        user.run(&format!("BEGIN; {}", works(100)));
+        let mut b = db.connect_as(&app, B);
+        b.run("SET lock_timeout = '2s'");
+        for sql in REFUSED {
+            let mut attacker = db.connect_as(&app, A);
+            attacker.run("SET lock_timeout = '5s'");
+            let pid: i32 = attacker.one("SELECT pg_backend_pid()");
+            let attempt = thread::spawn(move || attacker.attempt(sql));
+            let mut admin = db.admin();
+            while !attempt.is_finished() && !waits(&mut admin, pid) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(b.attempt(&format!("BEGIN; {}", works(200))), None, "B, beside {sql}");
+            b.run("ROLLBACK");
+            assert_eq!(attempt.join().expect("the attempt").as_deref(), Some("42501"), "{sql}");
+        }
+    }
+}
+
+fn waits(admin: &mut Client, pid: i32) -> bool {
+    admin.one(&format!(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND wait_event_type = 'Lock')"
+    ))
+}
+
+/// Owners, those who were granted the privilege, and commands that have nothing to do: all as without the library.
+#[test]
+fn commands_that_are_allowed_run() {
+    let db = Db::with_orders();
+    let owner = db.role_name("owner");
+    db.role(&owner, "LOGIN");
+    let trigger = "FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()";
+    let mut admin = db.admin();
+    admin.run(&format!(
+        "CREATE SCHEMA work AUTHORIZATION {owner}; ALTER ROLE {owner} SET search_path = work, public;
+         CREATE TABLE shared (id int PRIMARY KEY, other int UNIQUE); GRANT TRIGGER, REFERENCES (id) ON shared TO {owner};
+         CREATE TABLE theirs (id int PRIMARY KEY) PARTITION BY RANGE (id)"
+    ));
+    let mut session = db.connect(&owner);
+    for sql in [
+        "CREATE TABLE parent (id int PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE one PARTITION OF parent FOR VALUES FROM (1) TO (2)",
+        "CREATE TABLE two (id int PRIMARY KEY)",
+        "ALTER TABLE parent ATTACH PARTITION two FOR VALUES FROM (2) TO (3)",
+        "ALTER TABLE parent DETACH PARTITION two",
+        "CREATE TABLE child (id int REFERENCES two, two int)",
+        "ALTER TABLE child ADD COLUMN three int REFERENCES two, ADD FOREIGN KEY (two) REFERENCES two",
+        &format!("CREATE TRIGGER t BEFORE UPDATE ON child {trigger}"),
+        "CREATE RULE r AS ON DELETE TO child DO INSTEAD NOTHING",
+        "CREATE INDEX i ON ONLY parent (id); CREATE INDEX i_one ON one (id)",
+        "ALTER INDEX i_one DEPENDS ON EXTENSION plpgsql",
+        "CREATE TABLE refers (id int REFERENCES shared)",
+        &format!("CREATE TRIGGER t BEFORE UPDATE ON shared {trigger}"),
+        "CREATE TEMPORARY TABLE passing (id int PRIMARY KEY)",
+        "CREATE TEMPORARY TABLE passing_child (id int REFERENCES passing)",
+        "CREATE TABLE IF NOT EXISTS two PARTITION OF theirs FOR VALUES FROM (1) TO (2)",
+        "ALTER TABLE child ADD COLUMN IF NOT EXISTS three int REFERENCES theirs",
+        "ALTER TABLE IF EXISTS nothing ADD FOREIGN KEY (id) REFERENCES theirs",
+    ] {
+        session.run(sql);
+    }
+    // A partition that belongs to somebody else.
+    admin.run("ALTER TABLE work.one OWNER TO CURRENT_USER");
+    session.run("ALTER INDEX i ATTACH PARTITION i_one");
+    session.run("ALTER TABLE parent DETACH PARTITION one");
+    refuses(
+        &mut session,
+        &[
+            ("CREATE RULE r AS ON INSERT TO nothing DO NOTHING", "42P01"),
+            ("ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES shared (other)", "42501"),
+            ("ALTER TABLE parent DETACH PARTITION two", "42P01"),
+        ],
+    );
+}
+
+/// A name that means an own table when the command begins to wait means no other when the wait is over.
+#[test]
+fn a_name_keeps_its_meaning() {
+    let db = Db::with_orders();
+    let app = db.app();
+    let mut admin = db.admin();
+    admin.run(&format!(
+        "CREATE SCHEMA mine AUTHORIZATION {app}; SET ROLE {app}; CREATE TABLE mine.orders (id int)"
+    ));
+    let mut user = db.connect_as(&app, A);
+    user.run("BEGIN; UPDATE orders SET note = note");
+    let mut holder = db.connect(&app);
+    holder.run("BEGIN; SELECT FROM mine.orders");
+    let mut attacker = db.connect(&app);
+    attacker.run("SET search_path = mine, public; SET lock_timeout = '5s'");
+    let attempt = thread::spawn(move || attacker.attempt("CREATE RULE r AS ON INSERT TO orders DO NOTHING"));
+    waiting(&mut admin, 1);
+    holder.run("ALTER TABLE mine.orders RENAME TO gone; COMMIT");
+    assert_eq!(attempt.join().expect("the attempt").as_deref(), Some("42P01"));
 }

@@ -227,6 +227,40 @@ fn storage_shows_tables_with_keys() {
     assert_eq!(column(&mut admin, bills), "a 1");
 }
 
+/// A table of a role that acts for some tenants is counted for its members; one of a role that acts for all, or for
+/// none, for everybody.
+#[test]
+fn storage_leaves_out_tables_of_tenants_roles() {
+    let db = used();
+    let (mut admin, login, app) = (db.admin(), db.role_name("login"), db.app());
+    db.role(&login, "LOGIN");
+    admin.run(&format!("CREATE SCHEMA own AUTHORIZATION {login}; SELECT tenant_grant('{login}', '{A}')"));
+    let mut owner = db.connect_as(&login, A);
+    owner.run("CREATE TABLE own.notes (tenant_id uuid NOT NULL); SELECT tenant_protect('own.notes'); INSERT INTO own.notes DEFAULT VALUES");
+    let mut app = (db.connect_as(&app, A), app);
+    let mut operator = role(&db, "operator", "SELECT tenant_grant_operator('{}')");
+    let counted = |client: &mut Client| {
+        column(
+            client,
+            "SELECT DISTINCT target::text FROM tenant_storage WHERE tenant = $$aaaaaaaa-0000-4000-8000-00000000000a$$ ORDER BY 1",
+        )
+    };
+    assert_eq!(counted(&mut owner), "orders, own.notes");
+    for client in [&mut app.0, &mut operator, &mut admin] {
+        assert_eq!(counted(client), "orders");
+    }
+    admin.run(&format!("GRANT {login} TO {}", app.1));
+    assert_eq!(counted(&mut app.0), "orders, own.notes");
+    admin.run(&format!("REVOKE {login} FROM {}; SELECT tenant_grant('{login}')", app.1));
+    for client in [&mut app.0, &mut operator, &mut admin] {
+        assert_eq!(counted(client), "orders, own.notes");
+    }
+    admin.run(&format!("SELECT tenant_revoke('{login}'), tenant_grant_ticket('{login}')"));
+    assert_eq!(counted(&mut app.0), "orders");
+    admin.run(&format!("SELECT tenant_revoke('{login}'), tenant_revoke('{login}', '{A}')"));
+    assert_eq!(counted(&mut app.0), "orders, own.notes");
+}
+
 /// A tenant sees its own rows in every view.
 #[test]
 fn a_tenant_sees_its_own() {

@@ -71,11 +71,6 @@ pub fn held() -> Result<Option<Rc<Tenant>>> {
     Ok(Some(tenant))
 }
 
-/// Whether the ticket of the session, if it has one, has run out while a statement was open.
-pub fn in_time() -> Result<()> {
-    ticket::in_time(setting::value().ticket.map(|ticket| ticket.expires_at))
-}
-
 /// The tenant that holds now, for functions that need one.
 pub fn required() -> Result<Rc<Tenant>> {
     registry::accept_invalidations();

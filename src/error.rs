@@ -86,6 +86,8 @@ pub enum Error {
     NoLimit { plan: String, resource: String },
     /// The role is not what the call needs.
     NotPermitted { what: String, hint: &'static str },
+    /// The server would refuse the command, after a wait for a lock that would stop others.
+    RefusedBeforeLock { what: String },
     /// The relation is of a kind that cannot be protected.
     WrongKind { relation: String, why: String, hint: &'static str },
     /// The call is about a whole tree, and names a part of it.
@@ -362,6 +364,12 @@ impl Error {
             Error::NotPermitted { what, hint } => {
                 (ERRCODE_INSUFFICIENT_PRIVILEGE, what.clone(), String::new(), (*hint).into())
             }
+            Error::RefusedBeforeLock { what } => (
+                ERRCODE_INSUFFICIENT_PRIVILEGE,
+                what.clone(),
+                "The command was refused before it waits for a lock that would stop all tenants.".into(),
+                String::new(),
+            ),
             Error::AuditFailed { count, first } => (
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("the audit of this database has {count} findings of severity error"),

@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use crate::backend::Backend;
 use crate::context::{carrier, marker, setting, switch_log};
 use crate::isolation::guard::utility;
-use crate::isolation::{checks, lockdown, statement};
+use crate::isolation::{checks, lockdown, locks, statement};
 use crate::tenant::TenantId;
 
 static PREVIOUS_PLANNER: Backend<Cell<pg_sys::planner_hook_type>> = Backend::new(Cell::new(None));
@@ -179,6 +179,7 @@ unsafe extern "C-unwind" fn process_utility(
         if lockdown::concerns(command) || utility::concerns(command) {
             check_command(command);
         }
+        let statement = if locks::concerns(command) { check_locks(statement) } else { statement };
         let next = PREVIOUS_UTILITY.get().unwrap_or(standard_ProcessUtility);
         next(statement, text, read_only_tree, context, parameters, environment, destination, completion);
     }
@@ -188,6 +189,12 @@ unsafe extern "C-unwind" fn process_utility(
 unsafe extern "C-unwind" fn check_command(command: *mut pg_sys::Node) {
     // SAFETY: the command is the hook's, and one that the caller says concerns us.
     unsafe { if utility::concerns(command) { utility::check(command) } else { lockdown::check(command) } }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_locks(statement: *mut pg_sys::PlannedStmt) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: the statement is the hook's, and its command one that the caller says concerns us.
+    unsafe { locks::check(statement) }
 }
 
 unsafe extern "C-unwind" fn executor_end(query: *mut pg_sys::QueryDesc) {

@@ -9,6 +9,7 @@ mod audit;
 pub mod checks;
 pub mod guard;
 pub mod lockdown;
+pub mod locks;
 pub mod policy;
 mod prove;
 pub mod repair;

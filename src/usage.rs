@@ -129,7 +129,11 @@ fn storage_of(
     TableIterator::new(or_raise(rows()))
 }
 
-/// The roots of the protected trees, in the order of their names.
+/// The roots of the protected trees whose rows the session may have counted, in the order of their names.
+///
+/// Whoever owns a table can keep all others from counting it: by a lock, or by code in the condition of an index. So a
+/// table of a role that itself is one of a tenant's is counted only for those who have joined that role, superusers not
+/// excepted.
 fn roots() -> Result<Vec<(Table, Protected)>> {
     static SELECT: CachedPlan = CachedPlan::new(
         c"SELECT p.relation::pg_catalog.oid FROM tenant_rls.protected_tables AS p \
@@ -139,13 +143,41 @@ fn roots() -> Result<Vec<(Table, Protected)>> {
     );
     let mut found = Vec::new();
     as_owner(|| SELECT.run(&[], |row| found.extend(row.get::<pg_sys::Oid>(1))))?;
+    let role = registry::acting_role();
+    let mut counted = HashMap::new();
     let mut roots = Vec::new();
     for relation in found {
-        if let Some(protected) = table::protected(relation)? {
-            roots.push((table::find(relation)?, protected));
+        let Some(protected) = table::protected(relation)? else { continue };
+        let table = table::find(relation)?;
+        let is_counted = match counted.get(&table.owner) {
+            Some(known) => *known,
+            None => {
+                // SAFETY: looks role memberships up; both are only numbers to it.
+                let joined = unsafe { pg_sys::is_member_of_role_nosuper(role, table.owner) };
+                *counted.entry(table.owner).or_insert(joined || !is_of_tenants(table.owner)?)
+            }
+        };
+        if is_counted {
+            roots.push((table, protected));
         }
     }
     Ok(roots)
+}
+
+/// Whether somebody can become the role who acts for some tenants, and not for every one as he likes.
+fn is_of_tenants(role: pg_sys::Oid) -> Result<bool> {
+    static SELECT: CachedPlan = CachedPlan::new(
+        c"SELECT true FROM pg_catalog.pg_roles AS r \
+          WHERE pg_catalog.pg_has_role(r.oid, $1, 'MEMBER') AND NOT r.rolsuper AND NOT r.rolbypassrls \
+          AND EXISTS ( \
+            SELECT FROM tenant_rls.grants AS g WHERE pg_catalog.pg_has_role(r.oid, g.role_oid, 'MEMBER')) \
+          AND NOT EXISTS ( \
+            SELECT FROM tenant_rls.grants AS g WHERE pg_catalog.pg_has_role(r.oid, g.role_oid, 'MEMBER') \
+            AND g.tenant_id IS NULL AND NOT g.ticket_required) \
+          LIMIT 1",
+        &[pg_sys::OIDOID],
+    );
+    as_owner(|| SELECT.execute(&[role.into_datum()]) > 0)
 }
 
 /// Moves units of closed periods from the table that calls write to the one that only views read, `batch` rows at most,

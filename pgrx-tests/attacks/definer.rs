@@ -2,9 +2,9 @@
 
 use super::{Attack, Oracle, attack, no, ok};
 
-/// A table of a role that owns nothing else and acts for A, with rows of both tenants. The planner asks the condition of
+/// A table of a role that owns nothing else and may act for every tenant, with rows of both. The planner asks the condition of
 /// its index, in the session of whoever counts or analyzes the table.
-const TRAP: &str = "CREATE ROLE {own} LOGIN; SELECT tenant_grant('{own}', '{A}'); CREATE SCHEMA own AUTHORIZATION {own};
+const TRAP: &str = "CREATE ROLE {own} LOGIN; SELECT tenant_grant('{own}'); CREATE SCHEMA own AUTHORIZATION {own};
     GRANT SELECT ON orders TO {own}; SET ROLE {own}; SET client_min_messages = error;
     CREATE TABLE own.bait (tenant_id uuid NOT NULL, note text); CREATE TABLE own.seen (what text);
     INSERT INTO own.bait VALUES ('{A}', 'x'), ('{B}', 'x');

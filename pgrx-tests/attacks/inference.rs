@@ -4,6 +4,9 @@ use super::{Attack, Oracle, any, attack, no, ok};
 
 const SIZES: &str = "**Sizes and times** tell something: `EXPLAIN ANALYZE`, statistics views and the size of a relation are of all tenants.";
 
+/// The tables of a role that acts for a single tenant are not counted for others.
+pub(super) const OWNER_OF_NOBODY: &str = "SELECT tenant_revoke('{owner}', '{A}')";
+
 pub fn attacks() -> Vec<Attack> {
     vec![
         attack("statistics of the columns", "statistics", "", vec![ok("SELECT tablename, attname, most_common_vals, histogram_bounds FROM pg_stats WHERE tablename IN ('orders', 'people', 'events_2026', 'papers_old') ORDER BY 1, 2")]),
@@ -25,7 +28,7 @@ pub fn attacks() -> Vec<Attack> {
         attack("the last number of a sequence", "catalog rights", "", vec![no("42501", "SELECT setval('jobs_id_seq', 1)")]),
         attack("rows of a sequence", "catalog rights", "REVOKE USAGE ON SEQUENCE jobs_id_seq FROM {app}", vec![no("42501", "SELECT last_value FROM jobs_id_seq")]),
         attack("the usage of all", "usage rights", "", vec![ok("SELECT tenant, resource, used, quota_limit FROM tenant_usage ORDER BY resource")]),
-        attack("the storage of all", "usage rights", "", vec![ok("SELECT tenant, target, row_count, total_bytes FROM tenant_storage ORDER BY target::text")]),
+        attack("the storage of all", "usage rights", OWNER_OF_NOBODY, vec![ok("SELECT tenant, target, row_count, total_bytes FROM tenant_storage ORDER BY target::text")]),
         attack("the usage history of all", "usage rights",
             "INSERT INTO tenant_rls.usage VALUES ('{B}', 'calls', '2020-01-01', '2021-01-01', 8675309042)",
             vec![ok("SELECT * FROM tenant_usage_history")]),

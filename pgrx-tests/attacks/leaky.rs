@@ -57,7 +57,7 @@ pub fn attacks() -> Vec<Attack> {
             vec![
                 ok("CREATE FUNCTION pg_temp.leak(uuid, bigint) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '% %', $1, $2; RETURN true; END $$"),
                 ok("SELECT resource FROM tenant_quota_events WHERE pg_temp.leak(tenant, used)")]),
-        attack("a leaky function in the storage view", "usage barrier", "", vec![
+        attack("a leaky function in the storage view", "usage barrier", super::inference::OWNER_OF_NOBODY, vec![
             ok("CREATE FUNCTION pg_temp.leak(uuid, bigint) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '% %', $1, $2; RETURN true; END $$"),
             ok("SELECT target FROM tenant_storage WHERE pg_temp.leak(tenant, row_count) ORDER BY target::text")]),
     ]

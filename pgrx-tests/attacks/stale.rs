@@ -12,6 +12,14 @@ pub fn attacks() -> Vec<Attack> {
             vec![ok("SELECT count(*) FROM orders"), ok(change).by("admin"), no(state, read)],
         )
     };
+    let fetch = |name, what, change: &'static str, state: &'static str| {
+        attack(
+            name,
+            "open cursor",
+            "",
+            vec![ok(what), ok("FETCH 1 FROM c"), ok(change).by("admin"), no(state, "FETCH ALL FROM c")],
+        )
+    };
     vec![
         after("a suspension", "invalidation", "SELECT tenant_suspend('{A}')", "55000"),
         after("a deletion", "invalidation", "SELECT tenant_delete('{A}')", "55000"),
@@ -29,6 +37,17 @@ pub fn attacks() -> Vec<Attack> {
         attack("a revocation under a plan of plpgsql", "invalidation", "", vec![
             ok("CREATE FUNCTION pg_temp.f() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT count(*) FROM orders); END $$; BEGIN; SELECT pg_temp.f()"),
             ok("SELECT tenant_revoke('{app}', '{A}')").by("admin"), no("42501", "SELECT pg_temp.f()")]),
+        fetch("a cursor after a suspension", "BEGIN; DECLARE c CURSOR FOR SELECT note FROM orders", "SELECT tenant_suspend('{A}')", "55000"),
+        fetch("a cursor after a revocation", "BEGIN; DECLARE c CURSOR FOR SELECT note FROM orders", "SELECT tenant_revoke('{app}', '{A}')", "42501"),
+        fetch("a cursor that has sorted its rows, after a suspension", "BEGIN; DECLARE c CURSOR FOR SELECT note FROM orders ORDER BY note", "SELECT tenant_suspend('{A}')", "55000"),
+        fetch("a cursor over partitions after a deletion", "BEGIN; DECLARE c CURSOR FOR SELECT note FROM events", "SELECT tenant_delete('{A}')", "55000"),
+        fetch("a cursor of a tenant that was born again", "BEGIN; DECLARE c CURSOR FOR SELECT note FROM orders", "DELETE FROM tenant_rls.tenants WHERE tenant_id = '{A}'; SELECT tenant_create('{A}', 'free')", "55000"),
+        attack("a cursor kept over the commit after a suspension", "open cursor", "", vec![
+            ok("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT note FROM orders; FETCH 1 FROM c"),
+            ok("SELECT tenant_suspend('{A}')").by("admin"), no("55000", "COMMIT"), no("34000", "FETCH ALL FROM c")]),
+        attack("a cursor after a failed attempt", "open cursor", "", vec![
+            ok("BEGIN; DECLARE c CURSOR FOR SELECT note FROM orders; FETCH 1 FROM c; SAVEPOINT s"),
+            no("55000", "SET app.current_tenant = '{D}'"), ok("ROLLBACK TO s"), no("55000", "FETCH ALL FROM c")]),
         attack("a tenant that was born again", "reborn", "", vec![
             ok("SELECT count(*) FROM orders"),
             ok("DELETE FROM tenant_rls.tenants WHERE tenant_id = '{A}'; SELECT tenant_create('{A}', 'free')").by("admin"),

@@ -430,6 +430,17 @@ fn times() -> Vec<Attack> {
             ],
         ),
         attack(
+            "a cursor under a ticket of a key that was dropped",
+            "open cursor",
+            "",
+            vec![
+                ok("SELECT set_tenant_ticket('{ticket a}', false)"),
+                ok("BEGIN; DECLARE c CURSOR FOR SELECT note FROM orders; FETCH 1 FROM c"),
+                ok("SELECT tenant_signing_key_drop('hs')").by("admin"),
+                no("42501", "FETCH ALL FROM c"),
+            ],
+        ),
+        attack(
             "a ticket of a key that was changed",
             "ticket key held",
             "",

@@ -356,7 +356,9 @@ SELECT md5(concat_ws('|',
     (SELECT string_agg(t::text, ',' ORDER BY t::text) FROM tenant_rls.protected_tables AS t)))
 || md5(concat_ws('|',
     (SELECT string_agg(concat_ws(' ', polrelid::regclass, polname, polpermissive, polroles, polcmd,
-        pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)), ',' ORDER BY polrelid, polname) FROM pg_policy),
+        pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)), ',' ORDER BY polrelid, polname) FROM pg_policy
+        -- Tables of the attacker's own may be locked.
+        WHERE polrelid IN (SELECT oid FROM pg_class WHERE relnamespace IN ('public'::regnamespace, 'tenant_rls'::regnamespace))),
     (SELECT string_agg(concat_ws(' ', c.oid::regclass, relrowsecurity, relforcerowsecurity, relowner, relacl), ',' ORDER BY c.oid)
         FROM pg_class AS c WHERE relnamespace IN ('public'::regnamespace, 'tenant_rls'::regnamespace)),
     (SELECT string_agg(concat_ws(' ', p.oid::regprocedure, proacl, prosecdef, proconfig, md5(prosrc)), ',' ORDER BY p.oid)

@@ -117,7 +117,10 @@ fn what_a_ticket_rests_on_can_be_taken() {
     ] {
         session.run(&format!("{}; BEGIN", set(&ticket(A, 60, ""))));
         assert_eq!(notes(&mut session), ["a1", "a2"]);
+        session.run("DECLARE c CURSOR FOR SELECT note FROM orders; FETCH 1 FROM c; SAVEPOINT s");
         admin.run(&take);
+        assert_eq!(session.fails("FETCH 1 FROM c"), state, "{take}, cursor");
+        session.run("ROLLBACK TO s");
         assert_eq!(session.fails("SELECT FROM orders"), state, "{take}");
         session.run("ROLLBACK");
         admin.run(&back);

@@ -63,8 +63,9 @@ pub unsafe fn check(query: *mut pg_sys::QueryDesc, flags: i32) -> Option<TenantI
     }
 }
 
-/// Raises if the tenant has changed, in a way that could not be refused, since the statement last ran, or its
-/// ticket has run out. A plan that evaluates its policies once, for an index, would not notice.
+/// Raises if the tenant that the statement has asked for no longer holds: a cursor is read on long after that, and a plan
+/// that evaluates its policies once, for an index, would not notice. Also if the tenant has changed, in a way that could
+/// not be refused.
 ///
 /// # Safety
 ///
@@ -76,7 +77,8 @@ pub unsafe fn check_again(query: *mut pg_sys::QueryDesc) {
         if (*marker).generation != setting::generation() {
             Error::ChangedInStatement.raise();
         }
-        or_raise(context::in_time());
+        registry::accept_invalidations();
+        or_raise(context::held());
     }
 }
 
