@@ -519,7 +519,8 @@ impl Torture {
             if now.recorded < now.used {
                 return Err(format!("what is recorded is not what is used: {facts}"));
             }
-            if RESOURCES[key.resource].is_hard() && now.most_recorded > limit.max(known.limit) {
+            if RESOURCES[key.resource].is_hard() && now.most_recorded > limit.max(known.limit).max(known.used)
+            {
                 return Err(format!("above every limit: {facts}"));
             }
             // Of a crash before this round the worker may have been told in this one. At the end of a period there are two leases.

@@ -7,6 +7,8 @@
 
 mod counters;
 
+use std::collections::HashMap;
+
 use pgrx::prelude::*;
 use pgrx::{AnyNumeric, Uuid, pg_sys};
 

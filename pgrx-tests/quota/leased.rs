@@ -125,6 +125,33 @@ fn consume_many_is_all_or_nothing() {
     assert_eq!(usage(&db), 6);
 }
 
+/// Units of a call that is denied after the lease they came from is over go back.
+#[test]
+fn a_call_that_fails_late_gives_back() {
+    let db = leased(100);
+    let mut app = db.connect_as(&db.app(), A);
+    let mut admin = db.admin();
+    // The row of `seats` is somebody else's until the lease of `calls` is over.
+    let mut holder = db.connect_as(&db.app(), A);
+    holder.run("BEGIN; SELECT * FROM tenant_quota_consume('seats', 10)");
+    std::thread::scope(|scope| {
+        let many = scope
+            .spawn(|| app.fails(r#"SELECT * FROM tenant_quota_consume_many('{"calls": 5, "seats": 1}')"#));
+        waiting(&mut admin, 1);
+        eventually(&mut admin, "SELECT count(*) = 0 FROM tenant_leases");
+        holder.run("COMMIT");
+        assert_eq!(many.join().expect("an answer"), "53400");
+    });
+    eventually(
+        &mut admin,
+        &format!(
+            "SELECT coalesce(sum(used), 0) = 0 FROM tenant_rls.units WHERE tenant_id = '{A}' AND resource = 'calls'"
+        ),
+    );
+    assert_eq!(usage(&db), 0);
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM tenant_quota_invariants"), 0);
+}
+
 /// What is stored with a transaction cannot be kept here.
 #[test]
 fn keys_and_reservations_are_refused() {

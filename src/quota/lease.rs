@@ -177,8 +177,10 @@ pub fn begin(key: &Key, name: &shmem::Key) -> Result<bool> {
         if entry.pins.load(SeqCst) > 0 || entry.holds.load(SeqCst) > 0 || entry.is_stale() {
             return false;
         }
-        let used = entry.sup.load(SeqCst);
-        entry.granted.store(used, SeqCst);
+        let granted = entry.sup.load(SeqCst);
+        let used = granted - entry.owed.swap(0, SeqCst);
+        entry.granted.store(granted, SeqCst);
+        entry.sup.store(used, SeqCst);
         entry.chunk.store(0, SeqCst);
         entry.asked.store(0, SeqCst);
         entry.returning.store(false, SeqCst);
@@ -199,13 +201,24 @@ pub fn end(name: &shmem::Key) {
     }
 }
 
-/// Takes back what a call that failed as a whole has taken a moment ago.
+/// Takes back what a call that failed as a whole has taken a moment ago. If the lease is over by now, the worker has said that
+/// the units are used, and is to say that they are not.
 pub fn undo(name: &shmem::Key, units: i64) {
-    shmem::look(name, |entry| {
-        if entry.kind() == Kind::Leased {
+    let is_owed = shmem::look(name, |entry| match entry.kind() {
+        Kind::Leased => {
             entry.sup.fetch_sub(units, SeqCst);
+            false
+        }
+        Kind::Escrow => {
+            entry.owed.fetch_add(units, SeqCst);
+            true
         }
     });
+    if is_owed == Some(true)
+        && let Some(database) = shmem::database()
+    {
+        database.ask(name);
+    }
 }
 
 /// Units that the worker is about to grant, or to take back (negative or none: the lease ends).
@@ -219,6 +232,8 @@ struct Move {
     withdrawn: i64,
     /// What was at hand when that was last written down.
     chunk: i64,
+    /// The lease is over: units are given back that are owed.
+    is_owed: bool,
 }
 
 /// What a worker has written for leases, and has yet to tell those who wait.
@@ -242,7 +257,9 @@ pub fn write(asks: &[shmem::Key]) -> Result<Moves> {
         if change.units != 0 {
             ledger::write(&change.key, change.resets_at, change.units)?;
         }
-        note(change)?;
+        if !change.is_owed {
+            note(change)?;
+        }
     }
     Ok(moves)
 }
@@ -253,7 +270,10 @@ impl Moves {
         // From here on there is nothing to be undone.
         let (moves, ended) = (std::mem::take(&mut self.moves), std::mem::take(&mut self.ended));
         for change in &moves {
-            shmem::change(&change.key, |entry| publish(entry, change.units));
+            shmem::change(&change.key, |entry| match change.is_owed {
+                false => publish(entry, change.units),
+                true => publish_owed(entry, -change.units),
+            });
         }
         for key in &ended {
             shmem::change(key, |entry| {
@@ -293,6 +313,16 @@ impl Drop for Moves {
     }
 }
 
+fn publish_owed(entry: &Entry, units: i64) {
+    entry.owed.fetch_sub(units, SeqCst);
+    // One that was looked up again since, from what this has written, knows it.
+    if entry.kind() == Kind::Escrow && !entry.is_stale() {
+        entry.unfolded.fetch_add(1, SeqCst);
+        entry.inf.fetch_sub(units, SeqCst);
+        entry.sup.fetch_sub(units, SeqCst);
+    }
+}
+
 fn publish(entry: &Entry, units: i64) {
     entry.noted.store(true, SeqCst);
     entry.asked.store(0, SeqCst);
@@ -316,44 +346,48 @@ fn plan(key: &shmem::Key, moves: &mut Moves) -> Result<()> {
     }
     let limit = limit_of(key, now)?;
     let change = shmem::change(key, |entry| {
+        let mut change = Move {
+            key: *key,
+            resets_at: entry.resets_at.load(SeqCst),
+            units: 0,
+            at_hand: 0,
+            withdrawn: 0,
+            chunk: entry.chunk.load(SeqCst),
+            is_owed: false,
+        };
         if entry.kind() != Kind::Leased {
-            return None;
+            // A stale one is looked up first, by who uses it next.
+            let owed = entry.owed.load(SeqCst);
+            (change.units, change.is_owed) = (-owed, true);
+            return (owed > 0 && !entry.is_stale()).then_some(change);
         }
         let (used, granted) = (entry.sup.load(SeqCst), entry.granted.load(SeqCst));
-        let resets_at = entry.resets_at.load(SeqCst);
-        let is_idle = now - entry.called_at.load(SeqCst) > IDLE || resets_at <= now;
+        let is_idle = now - entry.called_at.load(SeqCst) > IDLE || change.resets_at <= now;
         if entry.returning.load(SeqCst) || is_idle || limit.is_none() {
             // Nobody takes of it from here on.
             entry.granted.store(used, SeqCst);
             // What was changed by other means is what the tables say now, and is not for us to correct.
-            let unused = if entry.is_stale() { 0 } else { granted - used };
-            let chunk = entry.chunk.load(SeqCst);
-            return Some(Move {
-                key: *key,
-                resets_at,
-                units: -unused,
-                at_hand: 0,
-                withdrawn: granted - used,
-                chunk,
-            });
+            change.withdrawn = granted - used;
+            change.units = if entry.is_stale() { 0 } else { -change.withdrawn };
+            return Some(change);
         }
         let limit = limit.unwrap_or_default();
         let seconds = (now - entry.extended_at.load(SeqCst)).max(SHORTEST) as f64 / 1e6;
         let rate = (used - entry.used_then.load(SeqCst)).max(0) as f64 / seconds;
         let demand = Demand { used, granted, asked: entry.asked.load(SeqCst), rate: rate as i64 };
-        let units = chunk(&demand, limit);
+        change.units = chunk(&demand, limit);
         // What is at hand then is what a crash would strand, and what tells when to ask again.
-        let at_hand = granted + units - used;
-        let chunk = entry.chunk.swap(at_hand, SeqCst);
-        if units == 0 && at_hand <= chunk {
+        change.at_hand = granted + change.units - used;
+        entry.chunk.store(change.at_hand, SeqCst);
+        if change.units == 0 && change.at_hand <= change.chunk {
             entry.asked.store(0, SeqCst);
             return None;
         }
-        Some(Move { key: *key, resets_at, units, at_hand, withdrawn: 0, chunk })
+        Some(change)
     });
     if let Some(change) = change.flatten() {
         // Even with nothing to give back: that nothing is at stake any more is written down.
-        if change.at_hand == 0 {
+        if change.at_hand == 0 && !change.is_owed {
             moves.ended.push(*key);
         }
         moves.moves.push(change);
@@ -505,7 +539,9 @@ pub fn to_end(everything: bool) -> (Vec<shmem::Key>, usize) {
     shmem::each(|entry| {
         leases += usize::from(entry.kind() == Kind::Leased);
         let idle = now - entry.called_at.load(SeqCst) > IDLE || entry.resets_at.load(SeqCst) <= now;
-        if entry.kind() == Kind::Leased && keys.len() < keys.capacity() {
+        if entry.owed.load(SeqCst) > 0 && keys.len() < keys.capacity() {
+            keys.push(*entry.key());
+        } else if entry.kind() == Kind::Leased && keys.len() < keys.capacity() {
             if everything {
                 entry.returning.store(true, SeqCst);
             }

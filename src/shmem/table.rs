@@ -96,6 +96,8 @@ pub struct Entry {
     pub extended_at: AtomicI64,
     /// The tables say what a crash would strand: it has been extended since it was begun (leased).
     pub noted: AtomicBool,
+    /// Units that a call has taken of a lease that was over before it failed: to be given back.
+    pub owed: AtomicI64,
     /// Another mode is wanted: what is granted and unused is to be given back (leased).
     pub returning: AtomicBool,
     /// Rows of the ledger that are committed and not folded.
@@ -165,6 +167,7 @@ impl Entry {
     pub fn is_settled(&self) -> bool {
         self.pins.load(Ordering::SeqCst) == 0
             && self.unfolded.load(Ordering::SeqCst) == 0
+            && self.owed.load(Ordering::SeqCst) == 0
             && self.kind() == Kind::Escrow
     }
 }
