@@ -18,6 +18,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
+#[cfg(not(feature = "pg18"))]
+use pgrx::pg_sys::pqsignal;
+#[cfg(feature = "pg18")]
+use pgrx::pg_sys::pqsignal_be as pqsignal;
 use pgrx::prelude::*;
 use pgrx::{PgTryBuilder, pg_sys};
 
@@ -150,7 +154,7 @@ pub extern "C-unwind" fn tenant_rls_worker(argument: pg_sys::Datum) {
     // What would cancel a query only wakes it: a commit that no longer waits for its standby is not to be handed out.
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGINT);
     // SAFETY: a handler for this process.
-    unsafe { pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(note_sigterm)) };
+    unsafe { pqsignal(pg_sys::SIGTERM as i32, Some(note_sigterm)) };
     watch_commits();
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
     let Some(database) = shmem::database() else { return };
