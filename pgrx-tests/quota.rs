@@ -44,7 +44,7 @@ fn app() -> (Db, Client) {
 /// Keeps the worker of a database away, until the session that this answers with ends.
 fn without_worker(db: &Db) -> Client {
     let mut blocker = db.admin();
-    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases");
+    blocker.run("BEGIN; LOCK TABLE tenant_rls.leases IN SHARE MODE");
     blocker
 }
 

@@ -207,10 +207,9 @@ pub fn keep_tables() -> bool {
         catalog.overrides,
         catalog.billing_changes,
         catalog.attachments,
-        catalog.leases,
     ];
-    // Those that a gauge that is being attached keeps from writers.
-    let written = [catalog.usage, catalog.ledger];
+    // A gauge that is being attached keeps the first two from writers.
+    let written = [catalog.usage, catalog.ledger, catalog.leases];
     let keep = |tables: &[pg_sys::Oid], mode: u32| {
         // SAFETY: a lock of the transaction; a table that is gone by then is found out by the server's own check.
         let keep = |table| unsafe { pg_sys::ConditionalLockRelationOid(table, mode as i32) };
