@@ -27,7 +27,7 @@ pub fn attacks() -> Vec<Attack> {
         attack("a leaky condition of an upsert", "policy", "", vec![
             ok("CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE '%', $1; RETURN true; END $$"),
             super::any("INSERT INTO people (id, note) VALUES (2, 'mine') ON CONFLICT (id) DO UPDATE SET note = 'mine' WHERE pg_temp.leak(people.note)")])
-            .leaks(Oracle::Worlds, TAKEN),
+            .leaks(Oracle::Worlds, TAKEN).more_on_old_minors(),
         attack("a primary key without a tenant", "documented", "", vec![super::any("INSERT INTO people (id, note) VALUES (2, 'mine')")])
             .leaks(Oracle::Worlds, TAKEN),
         attack("an email without a tenant", "documented", "", vec![super::any("INSERT INTO people (id, email) VALUES (50, 'bob@example.com')")])
