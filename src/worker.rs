@@ -14,7 +14,7 @@
 //! worker of a database ([`Database::begin_work`]).
 
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
@@ -155,7 +155,6 @@ pub extern "C-unwind" fn tenant_rls_worker(argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGINT);
     // SAFETY: a handler for this process.
     unsafe { pqsignal(pg_sys::SIGTERM as i32, Some(note_sigterm)) };
-    watch_commits();
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
     let Some(database) = shmem::database() else { return };
     if !database.begin_work(clock::now()) {
@@ -181,33 +180,19 @@ pub extern "C-unwind" fn tenant_rls_worker(argument: pg_sys::Datum) {
         .execute();
 }
 
-/// SIGTERM wakes the worker, which gives back what it holds and goes; it is noted where a commit looks that waits for a
-/// standby. Interrupts are not pending by it: they would end the worker at once.
+/// This worker is to end.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// SIGTERM wakes the worker, which gives back what it holds and goes. It ends no wait of a commit for its standby: what is on
+/// neither side could be handed out on one.
 unsafe extern "C-unwind" fn note_sigterm(_signal: i32) {
-    // SAFETY: what the server's own handler does; both may be done in one.
-    unsafe {
-        std::ptr::write_volatile(&raw mut pg_sys::ProcDiePending, 1);
-        pg_sys::SetLatch(pg_sys::MyLatch);
-    }
+    STOPPED.store(true, Ordering::SeqCst);
+    // SAFETY: may be done in a signal handler.
+    unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
 }
 
-/// Whether this worker is to end.
 fn is_stopped() -> bool {
-    // SAFETY: reads a variable that a signal handler writes.
-    unsafe { std::ptr::read_volatile(&raw const pg_sys::ProcDiePending) != 0 }
-}
-
-/// Lets [`was_cut_short`] see: the server tells of such a commit by turning the output of the process off, which a worker has
-/// off from the start.
-fn watch_commits() {
-    // SAFETY: writes a variable of the process. The server asks it only whether there is a client or a terminal.
-    unsafe { pg_sys::whereToSendOutput = pg_sys::CommandDest::DestSPI };
-}
-
-/// Whether a commit of this worker has not waited for its standby because it is to end.
-fn was_cut_short() -> bool {
-    // SAFETY: reads a variable of the process.
-    unsafe { pg_sys::whereToSendOutput == pg_sys::CommandDest::DestNone }
+    STOPPED.load(Ordering::SeqCst)
 }
 
 /// Keeps for `tenant_worker_status()` what ends this worker.
@@ -320,15 +305,11 @@ fn serve(database: &Database) -> usize {
 
 /// How many leases it has moved, and how many a fence has kept it from.
 fn extend(database: &Database, asks: &[shmem::Key]) -> (usize, usize) {
-    if asks.is_empty() || was_cut_short() {
+    if asks.is_empty() {
         return (0, 0);
     }
     MOVES.set(true);
     let moves = in_transaction(|| lease::write(asks));
-    if was_cut_short() {
-        moves.abandon();
-        return (0, 0);
-    }
     let fenced = moves.fenced;
     let moved = moves.publish();
     MOVES.set(false);

@@ -291,12 +291,6 @@ impl Moves {
         }
         moves.len() + ended.len()
     }
-
-    /// Leaves the leases as they are: what is written may be lost with this server, and is not handed out. The worker that
-    /// does this ends, and has every key looked up again.
-    pub fn abandon(mut self) {
-        self.moves.clear();
-    }
 }
 
 /// What was planned and not committed: the units are where they were.
