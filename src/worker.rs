@@ -183,8 +183,8 @@ pub extern "C-unwind" fn tenant_rls_worker(argument: pg_sys::Datum) {
 /// This worker is to end.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// SIGTERM wakes the worker, which gives back what it holds and goes. It ends no wait of a commit for its standby: what is on
-/// neither side could be handed out on one.
+/// SIGTERM wakes the worker, which gives back what it holds and goes. It ends no wait of a commit for its standby: what has
+/// been written would be stranded.
 unsafe extern "C-unwind" fn note_sigterm(_signal: i32) {
     STOPPED.store(true, Ordering::SeqCst);
     // SAFETY: may be done in a signal handler.
@@ -280,9 +280,7 @@ fn work(database: &'static Database) {
     // The server stops: what is not used goes back, but for what callers lease meanwhile. If it is only this worker that is
     // stopped, another one folds that. Once more than needed: a call that fails as a whole gives back late.
     for _ in 0..=1 + lease::to_end(true).1 / lease::MOST_KEYS {
-        for keys in lease::to_end(true).0.chunks(quota::MOST_TENANTS as usize) {
-            extend(database, keys);
-        }
+        extend(database, &lease::to_end(true).0);
     }
     tell(&lease::news());
     database.busy.store(true, Ordering::SeqCst);
@@ -299,20 +297,19 @@ fn serve(database: &Database) -> usize {
     if !database.urgent.swap(false, Ordering::SeqCst) {
         return 0;
     }
-    let asks = database.take_asks().unwrap_or_else(|| lease::to_end(false).0);
-    asks.chunks(quota::MOST_TENANTS as usize).map(|asks| extend(database, asks).0).sum()
+    extend(database, &database.take_asks().unwrap_or_else(|| lease::to_end(false).0)).0
 }
 
 /// How many leases it has moved, and how many a fence has kept it from.
 fn extend(database: &Database, asks: &[shmem::Key]) -> (usize, usize) {
-    if asks.is_empty() {
-        return (0, 0);
+    let (mut moved, mut fenced) = (0, 0);
+    for asks in asks.chunks(quota::MOST_TENANTS as usize) {
+        MOVES.set(true);
+        let moves = in_transaction(|| lease::write(asks));
+        fenced += moves.fenced;
+        moved += moves.publish();
+        MOVES.set(false);
     }
-    MOVES.set(true);
-    let moves = in_transaction(|| lease::write(asks));
-    let fenced = moves.fenced;
-    let moved = moves.publish();
-    MOVES.set(false);
     database.extended.fetch_add(moved as i64, Ordering::Relaxed);
     (moved, fenced)
 }
@@ -330,13 +327,8 @@ fn round(database: &Database) -> usize {
     database.busy.store(false, Ordering::SeqCst);
     let (keys, leases) = lease::to_end(false);
     // Whoever holds a lease gives it back before it goes, unless a fence is in the way, which may be so for long.
-    let (mut did, mut fenced) = (0, 0);
-    for keys in keys.chunks(quota::MOST_TENANTS as usize) {
-        let (moved, left) = extend(database, keys);
-        did += moved;
-        fenced += left;
-    }
-    did += leases.saturating_sub(fenced);
+    let (moved, fenced) = extend(database, &keys);
+    let mut did = moved + leases.saturating_sub(fenced);
     while !is_stopped() {
         let folded = in_transaction(ledger::fold);
         ledger::settle(&folded);
